@@ -1,0 +1,229 @@
+"""The configuration of a run: every field, its default and its meaning. `config_file` reads it from YAML.
+
+`training` holds one value for every hyper-parameter; `search_space` says which of them are searched.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from tlray.errors import ConfigError, plain_reason, unknown_key
+
+StrategyName = Literal["linear_probe", "partial", "gradual", "full", "scratch"]
+STRATEGY_ALIASES = {"feature_extractor": "linear_probe"}
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Recipe(Section):
+    """How one trial trains. Rates are for the head; blocks further from it may get less (`layer_decay`)."""
+
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(32, ge=1, description="images per step, over all workers of the trial")
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    lr: float = Field(0.001, gt=0, description="learning rate of the head (times head_lr_mult)")
+    head_lr_mult: float = Field(1.0, gt=0)
+    layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the rate for each block away from the head")
+    weight_decay: float = Field(0.0001, ge=0, description="not applied to biases and normalisation")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD only")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: float = Field(0.0, ge=0)
+    label_smoothing: Fraction = 0.0
+    gradient_clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 does not clip")
+    patience: int = Field(0, ge=0, description="epochs without a better val accuracy before a stop; 0 never stops")
+    augmentation: Literal["none", "light", "standard"] = Field(
+        "standard", description="none: evaluation transform; light: flip and shift; standard: random crop and flip"
+    )
+    freeze_bn: bool = Field(True, description="BatchNorm of frozen blocks: evaluation mode, statistics untouched")
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class Space(Section):
+    """Values that a hyper-parameter is searched over; exactly one of the four, with Ray Tune's meaning."""
+
+    grid: tuple[Any, ...] | None = Field(None, description="every value is tried")
+    choice: tuple[Any, ...] | None = Field(None, description="one value drawn per sample")
+    uniform: tuple[float, float] | None = None
+    loguniform: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def one_kind(self) -> "Space":
+        given = [kind for kind in type(self).model_fields if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of grid, choice, uniform, loguniform")
+        for values in (self.grid, self.choice):
+            if values is not None and not values:
+                raise ValueError("the list of values is empty")
+        for bounds in (self.uniform, self.loguniform):
+            if bounds is not None and bounds[0] >= bounds[1]:
+                raise ValueError(f"the lower bound {bounds[0]} is not below the upper bound {bounds[1]}")
+        if self.loguniform is not None and self.loguniform[0] <= 0:
+            raise ValueError("loguniform needs a lower bound above 0")
+        return self
+
+
+class BackboneConfig(Section):
+    """A classification model of torchvision or timm and where its weights come from."""
+
+    id: str = Field(description="torchvision/resnet50, timm/resnet50.a1_in1k, or a bare name known to one of them")
+    weights: str = Field("pretrained", description="pretrained, none, or the path or URI of a .safetensors or .pth")
+    input_size: int | None = Field(None, ge=16, description="pixels; by default what the weights were trained with")
+    options: dict[str, Any] = Field(default_factory=dict, description="arguments of the library's constructor")
+
+
+class StrategyConfig(Section):
+    """Which blocks train, and what this strategy changes in the recipe."""
+
+    strategy: Annotated[StrategyName, BeforeValidator(lambda name: STRATEGY_ALIASES.get(name, name))]
+    trainable_blocks: int | None = Field(None, ge=0, description="partial: blocks that train, counted from the head")
+    frozen_fraction: float | None = Field(None, ge=0, le=1, description="partial: share of the blocks that is frozen")
+    unfreeze: dict[int, int | Literal["all"]] | None = Field(
+        None, description="gradual: {epoch: trainable blocks from that epoch on}; by default half, then all"
+    )
+    training: dict[str, Any] = Field(default_factory=dict, description="recipe values for this strategy only")
+    search_space: dict[str, Space] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def arguments_fit_the_strategy(self) -> "StrategyConfig":
+        partial = [key for key in ("trainable_blocks", "frozen_fraction") if getattr(self, key) is not None]
+        if self.strategy == "partial" and len(partial) != 1:
+            raise ValueError("partial needs exactly one of trainable_blocks, frozen_fraction")
+        if self.strategy != "partial" and partial:
+            raise ValueError(f"{partial[0]} belongs to partial, not to {self.strategy}")
+        if self.strategy != "gradual" and self.unfreeze is not None:
+            raise ValueError(f"unfreeze belongs to gradual, not to {self.strategy}")
+        return self
+
+    @property
+    def label(self) -> str:
+        """The strategy with its argument, as results and plots show it: `partial(2)`, `full`."""
+        argument = self.trainable_blocks if self.trainable_blocks is not None else self.frozen_fraction
+        return self.strategy if argument is None else f"{self.strategy}({argument:g})"
+
+
+class BaselineConfig(Section):
+    """The small model trained from random weights that every gain is measured against."""
+
+    backbone: BackboneConfig = BackboneConfig(id="timm/resnet10t", weights="none")
+    training: dict[str, Any] = Field(default_factory=dict, description="recipe values for the baseline only")
+
+    @model_validator(mode="after")
+    def from_scratch(self) -> "BaselineConfig":
+        if self.backbone.weights != "none":
+            raise ValueError("the baseline trains from random weights: its backbone needs weights: none")
+        return self
+
+
+class SyntheticConfig(Section):
+    """The demo's images and the backbone pre-trained on another task, made at `location` on first use."""
+
+    location: str
+    seed: int = 0
+
+
+class DataConfig(Section):
+    """Folders with one sub-folder of images per class, on local disk or s3://."""
+
+    train: str | None = None
+    val: str | None = Field(None, description="by default val_fraction of train")
+    test: str | None = Field(None, description="by default test_fraction of train")
+    val_fraction: float = Field(0.15, gt=0, lt=1)
+    test_fraction: float = Field(0.15, gt=0, lt=1)
+    exclude: tuple[str, ...] = Field((), description="glob patterns of paths, relative to the folder, to leave out")
+    max_bad_fraction: float = Field(0.05, ge=0, le=1, description="unreadable images tolerated before the run fails")
+    synthetic: SyntheticConfig | None = None
+    num_threads: int = Field(2, ge=1, description="threads per worker that read and decode images")
+    memory_cache_mb: int = Field(512, ge=0, description="decoded images kept per worker process, in MiB")
+
+    @model_validator(mode="after")
+    def has_a_source(self) -> "DataConfig":
+        if (self.train is None) == (self.synthetic is None):
+            raise ValueError("give data.train (a folder or s3:// prefix), or data.synthetic for the demo's images")
+        if self.val is None and self.test is None and self.val_fraction + self.test_fraction >= 1:
+            raise ValueError("val_fraction and test_fraction leave nothing to train on")
+        return self
+
+
+class SweepConfig(Section):
+    """How trials are drawn, scheduled and given resources; names and meanings are Ray Tune's."""
+
+    num_samples: int = Field(1, ge=1)
+    scheduler: Literal["asha", "fifo"] = "asha"
+    grace_period: int = Field(1, ge=1, description="epochs before ASHA may stop a trial")
+    reduction_factor: float = Field(3, gt=1)
+    max_concurrent_trials: int | None = Field(None, ge=1, description="by default as many as the cluster holds")
+    max_failures: int = Field(2, ge=0, description="times a trial is restarted from its last checkpoint")
+    trainer: Literal["auto", "ray_train"] = Field("auto", description="auto: in the Tune actor where one worker does")
+    workers_per_trial: int = Field(1, ge=1)
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float | None = Field(None, ge=0, description="by default 1 where the cluster has GPUs, else 0")
+
+
+class ExportConfig(Section):
+    top_k: int = Field(1, ge=0)
+
+
+class RunConfig(Section):
+    """Everything a run needs; `tlray run` writes it, resolved, to the run folder's config.yaml."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    storage: str = Field("~/tlray-runs", description="local path or s3:// prefix under which run folders are made")
+    seed: int = Field(0, ge=0)
+    data: DataConfig
+    backbones: tuple[
+        Annotated[BackboneConfig, BeforeValidator(lambda v: {"id": v} if isinstance(v, str) else v)], ...
+    ] = Field(min_length=1)
+    strategies: tuple[
+        Annotated[StrategyConfig, BeforeValidator(lambda v: {"strategy": v} if isinstance(v, str) else v)], ...
+    ] = Field((StrategyConfig(strategy="linear_probe"), StrategyConfig(strategy="full")), min_length=1)
+    training: Recipe = Recipe()
+    search_space: dict[str, Space] = Field(default_factory=dict, description="recipe keys to search")
+    baseline: BaselineConfig = BaselineConfig()
+    sweep: SweepConfig = SweepConfig()
+    export: ExportConfig = ExportConfig()
+
+    @model_validator(mode="after")
+    def recipes_are_valid(self) -> "RunConfig":
+        _check_recipe_values("baseline.training", self.baseline.training)
+        _check_space("search_space", self.search_space)
+        for i, strategy in enumerate(self.strategies):
+            _check_recipe_values(f"strategies.{i}.training", strategy.training)
+            _check_space(f"strategies.{i}.search_space", strategy.search_space)
+        return self
+
+
+def recipe_value(where: str, key: str, value: Any) -> Any:
+    """`value` as the recipe's type for `key`; a ConfigError that names `where.key` if it has no such key or value."""
+    field = Recipe.model_fields.get(key)
+    if field is None:
+        raise ConfigError(f"{where}.{key}: {unknown_key(key, list(Recipe.model_fields))}")
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, *field.metadata])
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        raise ConfigError(f"{where}.{key}: {plain_reason(error.errors()[0])}") from None
+
+
+def _check_recipe_values(where: str, values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        recipe_value(where, key, value)
+
+
+def _check_space(where: str, space: dict[str, Space]) -> None:
+    for key, dimension in space.items():
+        candidates = dimension.grid or dimension.choice or dimension.uniform or dimension.loguniform or ()
+        for value in candidates:
+            recipe_value(where, key, value)

@@ -205,6 +205,17 @@ class RunConfig(Section):
         return self
 
 
+class TrialConfig(Section):
+    """One point of the search: everything that a trial depends on beside the images."""
+
+    trial_id: str
+    backbone: BackboneConfig
+    strategy: StrategyConfig
+    recipe: Recipe
+    seed: int
+    is_baseline: bool = False
+
+
 def recipe_value(where: str, key: str, value: Any) -> Any:
     """`value` as the recipe's type for `key`; a ConfigError that names `where.key` if it has no such key or value."""
     field = Recipe.model_fields.get(key)

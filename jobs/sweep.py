@@ -1,0 +1,18 @@
+"""A whole run as a Ray job; the first and the last line of its log name the run folder.
+
+ray job submit --working-dir . -- python jobs/sweep.py --config configs/demo.yaml training.epochs=5
+ray job submit --working-dir . -- python jobs/sweep.py --resume s3://bucket/runs/birds/20260101-120000-ab12
+"""
+
+import argparse
+
+from tlray.cli import main
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", help="YAML file, in the working directory or s3://")
+    what.add_argument("--resume", help="run folder of an interrupted run")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of the configuration")
+    options = parser.parse_args()
+    main(["resume", options.resume] if options.resume else ["run", options.config, *options.overrides])

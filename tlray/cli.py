@@ -1,0 +1,222 @@
+"""The command line: each command parses, calls one function of the library and prints where the result is.
+
+Exit codes: 0 done, 1 the work failed, 2 the input is wrong, 130 interrupted (and resumable).
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+
+from tlray.errors import TlrayError
+
+app = typer.Typer(
+    help="Find, prove and export the pre-trained backbone that works best on your images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out = Console(soft_wrap=True)
+
+ConfigArgument = Annotated[str, typer.Argument(help="YAML file, local or s3://", metavar="CONFIG")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="overrides such as training.epochs=5", metavar="[KEY=VALUE]...")
+]
+RunArgument = Annotated[str, typer.Argument(help="run folder, local or s3://", metavar="RUN")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of a table")]
+
+
+@app.command()
+def demo(
+    storage: Annotated[str, typer.Option(help="where the demo's images, weights and run are kept")] = "~/tlray-runs",
+) -> None:
+    """A whole run in a few minutes with nothing but this machine: images, transfer, proof, export, prediction."""
+    from tlray.demo import run_demo
+
+    run_demo(storage, out)
+
+
+@app.command()
+def run(config: ConfigArgument, overrides: Overrides = None) -> None:
+    """Train every trial of CONFIG in parallel, rank them beside the baseline and export the best."""
+    from tlray.prepare import new_run_uri
+    from tlray.run import run as run_all
+
+    loaded = load_config(config, overrides)
+    run_uri = new_run_uri(loaded)
+    print_run(run_uri)
+    run_all(loaded, run_uri, out)
+    print_run(run_uri)
+
+
+@app.command()
+def resume(run_uri: RunArgument) -> None:
+    """Go on with an interrupted run; what is finished is not done again."""
+    from tlray import storage
+    from tlray.run import resume as resume_run
+
+    run_uri = storage.absolute(run_uri)
+    print_run(run_uri)
+    resume_run(run_uri, out)
+    print_run(run_uri)
+
+
+@app.command()
+def plan(config: ConfigArgument, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Check CONFIG, the images and the weights, and show every trial that a run would start. Trains nothing."""
+    from tlray.plan import plan_table
+    from tlray.prepare import plan_run
+
+    planned = plan_run(load_config(config, overrides))[-1]
+    _show(planned, plan_table(planned), as_json)
+
+
+@app.command()
+def models(
+    pattern: Annotated[str, typer.Argument(help="part of a name, or a pattern such as 'timm/*vit*'")] = "",
+    as_json: Json = False,
+) -> None:
+    """List the backbones that torchvision and timm offer, with their published facts."""
+    from tlray.catalogue import list_models
+    from tlray.report.tables import models_table
+
+    found = list_models(pattern)
+    _show(found, models_table(found), as_json)
+
+
+@app.command()
+def predict(
+    export: Annotated[str, typer.Argument(help="export bundle, run folder, or a backbone id for its own labels")],
+    images: Annotated[list[str], typer.Argument(help="files, patterns, folders or s3:// locations")],
+    weights: Annotated[str, typer.Option(help="for a backbone id: pretrained, or a weights file")] = "pretrained",
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object a line")] = False,
+) -> None:
+    """Print the class and its probability for each image."""
+    from tlray.predict import predict as predict_images
+
+    num_bad = 0
+    for prediction in predict_images(export, images, weights=weights):
+        num_bad += prediction.error is not None
+        if as_json:
+            print(json.dumps(prediction.to_dict()))
+        elif prediction.error is not None:
+            out.print(f"{prediction.uri}\tunreadable: {prediction.error}", markup=False, highlight=False)
+        else:
+            out.print(
+                f"{prediction.uri}\t{prediction.label}\t{prediction.confidence:.4f}", markup=False, highlight=False
+            )
+    if num_bad:
+        raise TlrayError(f"{num_bad} images could not be read")
+
+
+@app.command()
+def evaluate(
+    export: Annotated[str, typer.Argument(help="export bundle or run folder")],
+    data: Annotated[str, typer.Argument(help="folder with one sub-folder of images per class, local or s3://")],
+    as_json: Json = False,
+) -> None:
+    """Score an exported model on labelled images."""
+    from tlray.predict import evaluate as evaluate_export
+    from tlray.report.tables import evaluation_table
+
+    evaluation = evaluate_export(export, data)
+    _show(evaluation, evaluation_table(evaluation), as_json)
+
+
+@app.command()
+def export(
+    run_uri: RunArgument,
+    top_k: Annotated[int, typer.Option(min=1, help="how many of the best trials")] = 1,
+) -> None:
+    """Export the best trials of a run as bundles that predict."""
+    from tlray.conclude import export_best
+    from tlray.prepare import load_run
+    from tlray.results import load_leaderboard
+
+    loaded = load_run(run_uri)
+    for bundle in export_best(loaded, load_leaderboard(loaded.uri), top_k):
+        print(bundle)
+
+
+@app.command()
+def report(run_uri: RunArgument, as_json: Json = False) -> None:
+    """Write the run's leaderboard and report.html as they stand now, and print where the report is."""
+    from tlray.prepare import load_run
+    from tlray.report import leaderboard_table, write_report
+    from tlray.results import write_leaderboard
+
+    loaded = load_run(run_uri)
+    leaderboard = write_leaderboard(loaded.uri, seed=loaded.config.seed)
+    report_uri = write_report(loaded.uri)
+    _show(leaderboard, leaderboard_table(leaderboard), as_json)
+    if not as_json:
+        print(report_uri)
+
+
+@app.command()
+def doctor(
+    config: Annotated[
+        str | None, typer.Argument(help="YAML file whose storage, images and weights to check too")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Say what is wrong with this installation, the cluster, the storage and the weights, before money is spent."""
+    from tlray.distributed.resources import cluster_summary
+    from tlray.doctor import checks_table, run_checks
+
+    checks = run_checks(load_config(config, overrides) if config else None, cluster_summary)
+    _show(checks, checks_table(checks), as_json)
+    if any(check.status == "problem" for check in checks):
+        raise typer.Exit(1)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: runs the app; its exit code is the command's."""
+    with exit_on_error():
+        app(arguments)
+
+
+@contextmanager
+def exit_on_error() -> Iterator[None]:
+    """Turn an expected error into one line on stderr and its exit code."""
+    try:
+        yield
+    except TlrayError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def load_config(location: str, overrides: list[str] | None = None) -> Any:
+    """The configuration at a local path or URI, with overrides; shared with jobs/."""
+    from tlray import storage
+    from tlray.config_file import parse_config
+
+    return parse_config(storage.read_text(location), overrides or (), source=location)
+
+
+def print_run(run_uri: str) -> None:
+    """The first and the last line of everything that makes a run."""
+    print(f"run folder: {run_uri}", flush=True)
+
+
+def _show(content: Any, table: Any, as_json: bool) -> None:
+    """Print a table for people or one JSON document for programs."""
+    if as_json:
+        plain = content.model_dump(mode="json") if isinstance(content, BaseModel) else [vars(item) for item in content]
+        print(json.dumps(plain))
+    else:
+        out.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""After the last trial: leaderboard, export bundles, report, DONE. Nothing here needs Ray.
+
+outcome = conclude(run, console)      # the same after a sweep, after a resume and after a local trial
+"""
+
+import re
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+
+from tlray import storage
+from tlray.data.decode import decode
+from tlray.data.transforms import eval_transform
+from tlray.errors import TrialError
+from tlray.export import export_bundle
+from tlray.prepare import Run, finish
+from tlray.report import leaderboard_table, write_report
+from tlray.results import Leaderboard, LeaderboardRow, load_results, write_leaderboard
+from tlray.training.trial import load_trained
+
+NUM_SAMPLES = 8  # test images on which the formats of an export are compared
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to: its folder, its leaderboard and the bundles it exported."""
+
+    run_uri: str
+    leaderboard: Leaderboard
+    exports: tuple[str, ...]
+
+
+def conclude(run: Run, console: Console) -> Outcome:
+    """Rank, export, report; TrialError with the reasons when no trial has succeeded."""
+    leaderboard = write_leaderboard(run.uri, seed=run.config.seed)
+    console.print(leaderboard_table(leaderboard))
+    if not any(row.rank for row in leaderboard.rows):
+        reasons = sorted({result.error or "" for result in load_results(run.uri)})
+        raise TrialError(f"every trial failed: {'; '.join(reasons)}")
+    exports = export_best(run, leaderboard, run.config.export.top_k)
+    write_report(run.uri)
+    finish(run)
+    return Outcome(run.uri, leaderboard, exports)
+
+
+def export_best(run: Run, leaderboard: Leaderboard, top_k: int) -> tuple[str, ...]:
+    """Export bundles of the `top_k` best trials that are not the baseline, unless they are there already."""
+    best = [row for row in leaderboard.rows if row.rank and not row.is_baseline][:top_k]
+    return tuple(_export(run, row) for row in best)
+
+
+def _export(run: Run, row: LeaderboardRow) -> str:
+    name = re.sub(r"[^A-Za-z0-9_.]+", "-", row.backbone.rpartition("/")[2])
+    destination = storage.join(run.uri, "exports", f"{row.rank}-{name}")
+    if storage.exists(storage.join(destination, "SHA256SUMS")):  # written last
+        return destination
+    trial = next(trial for trial in run.trials if trial.trial_id == row.trial_id)
+    backbone = load_trained(trial, run.uri, len(run.manifest.classes))
+    images = [storage.read_bytes(image.uri) for image in run.manifest.split("test")[:NUM_SAMPLES]]
+    samples = [
+        eval_transform(torch.from_numpy(decode(data)).permute(2, 0, 1), backbone.preprocessing) for data in images
+    ]
+    return export_bundle(
+        model=backbone.model,
+        backbone=trial.backbone,
+        classes=run.manifest.classes,
+        preprocessing=backbone.preprocessing,
+        strategy=row.strategy,
+        params=row.params,
+        metrics=row.model_dump(mode="json"),
+        data_summary={
+            split: {
+                name: sum(image.label == label for image in run.manifest.split(split))
+                for label, name in enumerate(run.manifest.classes)
+            }
+            for split in ("train", "val", "test")
+        },
+        samples=torch.stack(samples),
+        destination=destination,
+    )

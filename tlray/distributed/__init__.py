@@ -1,0 +1,1 @@
+"""Ray, and nothing but Ray: the only folder that imports it."""

@@ -1,0 +1,34 @@
+"""A trial of several workers: a Tune actor that starts one Ray Train run and passes its reports on."""
+
+from typing import Any
+
+import ray.train
+from ray.train.torch import TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from tlray import storage
+from tlray.distributed.resources import TrialResources
+from tlray.distributed.worker import train_worker
+
+
+def nested_trial(config: dict[str, Any], *, resources: TrialResources, max_failures: int) -> None:
+    """Tune's trainable for trials with workers of their own. Checkpoints are the trial's, not Ray Train's.
+
+    TuneReportCallback shows Tune every epoch: `fit()` alone would show it the last one, and ASHA nothing to stop on.
+    """
+    settings = config["trial"]
+    TorchTrainer(
+        train_worker,
+        train_loop_config=config,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.num_workers,
+            use_gpu=resources.gpus > 0,
+            resources_per_worker={"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=settings["trial_id"],
+            storage_path=storage.join(settings["run_uri"], "ray"),
+            callbacks=[TuneReportCallback()],
+            failure_config=ray.train.FailureConfig(max_failures=max_failures),
+        ),
+    ).fit()

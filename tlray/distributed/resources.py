@@ -1,0 +1,98 @@
+"""What the cluster has, what a trial takes, and how many trials therefore run at once."""
+
+import os
+from dataclasses import dataclass
+
+import ray
+
+from tlray.config import SweepConfig
+from tlray.errors import ClusterError
+
+# A nested trial's driver only waits for its workers. It must reserve something, and whole CPUs would starve them.
+DRIVER_MEMORY_BYTES = 300 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSummary:
+    """What Ray counts on all nodes together."""
+
+    num_nodes: int
+    cpus: float
+    gpus: float
+    memory_bytes: float
+    object_store_bytes: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResources:
+    """One trial: `num_workers` processes of `cpus` and `gpus` each; `concurrent` of them fit the cluster."""
+
+    num_workers: int
+    cpus: float
+    gpus: float
+    concurrent: int
+    nested: bool  # the workers are Ray Train's, below a driver; else the trial trains in the Tune actor itself
+
+    @property
+    def threads(self) -> int:
+        """Threads for PyTorch in each worker: what it reserved, so that trials do not fight for cores."""
+        return max(1, int(self.cpus))
+
+
+def connect() -> None:
+    """Join the cluster that RAY_ADDRESS or `ray start` names, or start one on this machine (localhost only)."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's GPU variable would otherwise be emptied in tasks that reserve none, with a warning each time.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(
+        include_dashboard=False if "RAY_ADDRESS" not in os.environ else None, log_to_driver=False, logging_level="ERROR"
+    )
+
+
+def cluster_summary() -> ClusterSummary:
+    """The resources of the nodes that are alive now."""
+    connect()
+    total = ray.cluster_resources()
+    return ClusterSummary(
+        num_nodes=sum(node["Alive"] for node in ray.nodes()),
+        cpus=total.get("CPU", 0.0),
+        gpus=total.get("GPU", 0.0),
+        memory_bytes=total.get("memory", 0.0),
+        object_store_bytes=total.get("object_store_memory", 0.0),
+    )
+
+
+def trial_resources(sweep: SweepConfig, cluster: ClusterSummary) -> TrialResources:
+    """What one trial takes and how many run at once; ClusterError when not even one fits."""
+    gpus = sweep.gpus_per_worker if sweep.gpus_per_worker is not None else float(cluster.gpus > 0)
+    workers = sweep.workers_per_trial
+    if workers > 1 and 0 < gpus < 1:
+        raise ClusterError(
+            f"sweep.gpus_per_worker is {gpus:g} with sweep.workers_per_trial {workers}: "
+            "workers that train together need whole GPUs"
+        )
+    fits = []
+    for name, field, each, total in (
+        ("CPUs", "cpus_per_worker", sweep.cpus_per_worker, cluster.cpus),
+        ("GPUs", "gpus_per_worker", gpus, cluster.gpus),
+    ):
+        if each == 0:
+            continue
+        if workers * each > total:
+            raise ClusterError(
+                f"a trial needs {workers * each:g} {name} (sweep.workers_per_trial {workers} x sweep.{field} {each:g}) "
+                f"and the cluster has {total:g}; lower one of the two or add nodes"
+            )
+        fits.append(int(total // (workers * each)))
+    concurrent = min(fits)
+    if sweep.max_concurrent_trials is not None:
+        concurrent = min(concurrent, sweep.max_concurrent_trials)
+    return TrialResources(
+        num_workers=workers,
+        cpus=sweep.cpus_per_worker,
+        gpus=gpus,
+        concurrent=concurrent,
+        nested=workers > 1 or sweep.trainer == "ray_train",
+    )

@@ -1,0 +1,97 @@
+"""A trial in a Ray process: find out which worker this is, then call `run_trial` like everybody else."""
+
+import dataclasses
+from functools import lru_cache
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray import tune
+from torch import nn
+
+from tlray import storage
+from tlray.config import DataConfig, TrialConfig
+from tlray.config_file import parse_config
+from tlray.data.manifest import load_manifest
+from tlray.errors import TlrayError
+from tlray.results import TrialResult, write_trial_result
+from tlray.training.trial import TrialImages, conclude_stopped_trial, failed_result, manifest_images, run_trial
+from tlray.training.worker import Report, Worker, local_worker
+
+
+def in_process_trial(config: dict[str, Any]) -> None:
+    """Tune's trainable for trials of one worker: trains in the Tune actor, which the next trial reuses."""
+    _run(config["trial"], local_worker(), lambda metrics: tune.report(dataclasses.asdict(metrics)))
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Ray Train's loop for each worker of a nested trial; every worker reports, Ray Train passes on the first's."""
+    context = ray.train.get_context()
+    worker = Worker(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        device=ray.train.torch.get_device(),
+        wrap=_data_parallel if context.get_world_size() > 1 else lambda model: model,
+        sum_across=_sum_across if context.get_world_size() > 1 else lambda tensor: tensor,
+    )
+    _run(config["trial"], worker, lambda metrics: ray.train.report(dataclasses.asdict(metrics)))
+
+
+@ray.remote
+def conclude_trial(run_uri: str, trial_id: str, threads: int) -> TrialResult:
+    """Task: score a trial that the scheduler stopped."""
+    torch.set_num_threads(threads)
+    return conclude_stopped_trial(load_trial(run_uri, trial_id), run_uri, local_worker(), run_images(run_uri))
+
+
+def trial_settings(run_uri: str, trial_id: str, threads: int) -> dict[str, Any]:
+    """What a worker is started with; the trial itself lies in the run folder."""
+    return {"run_uri": run_uri, "trial_id": trial_id, "threads": threads}
+
+
+def load_trial(run_uri: str, trial_id: str) -> TrialConfig:
+    return TrialConfig.model_validate_json(storage.read_text(storage.join(run_uri, "trials", trial_id, "trial.json")))
+
+
+@lru_cache(maxsize=1)
+def run_images(run_uri: str) -> TrialImages:
+    """The run's images, read from its manifest once per process."""
+    data: DataConfig = parse_config(storage.read_text(storage.join(run_uri, "config.yaml")), source=run_uri).data
+    return manifest_images(load_manifest(run_uri), data)
+
+
+def _run(settings: dict[str, Any], worker: Worker, report: Report) -> None:
+    """A failure with a known reason is a result, recorded here: starting the trial again would not help it."""
+    torch.set_num_threads(settings["threads"])
+    run_uri = settings["run_uri"]
+    trial = load_trial(run_uri, settings["trial_id"])
+    try:
+        run_trial(trial, run_uri, worker, run_images(run_uri), report)
+    except (TlrayError, torch.OutOfMemoryError) as error:
+        reason = str(error)
+        if isinstance(error, torch.OutOfMemoryError):
+            reason = f"out of GPU memory: lower batch_size ({trial.recipe.batch_size}) or input_size"
+        if worker.leads:
+            write_trial_result(run_uri, failed_result(trial, run_uri, reason))
+
+
+def _data_parallel(model: nn.Module) -> nn.Module:
+    """DistributedDataParallel over the parameters that train now; BatchNorm statistics are joined once an epoch.
+
+    On GPUs BatchNorm normalises over the images of all workers. PyTorch has no such module for CPUs: there each
+    worker normalises with its own share.
+    """
+    if next(model.parameters()).is_cuda:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return ray.train.torch.prepare_model(
+        model, move_to_device=False, parallel_strategy_kwargs={"broadcast_buffers": False}
+    )
+
+
+def _sum_across(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum over the workers; nccl adds on the GPU only, so the tensor travels through it."""
+    device = ray.train.torch.get_device()
+    total = tensor.to(device, copy=True)
+    torch.distributed.all_reduce(total)
+    return total.to(tensor.device)

@@ -1,0 +1,110 @@
+"""What a sweep is doing, on a terminal (a live table) or in a log (one line an event).
+
+Shows trials, epochs, images per second and the time left, which is estimated from the epochs that are done.
+"""
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from tlray.config import TrialConfig
+from tlray.results import TrialResult
+
+
+class SweepProgress:
+    """Context manager and watcher of `run_sweep`; shows running trials and totals on `console`."""
+
+    def __init__(self, trials: Sequence[TrialConfig], finished: Sequence[str], console: Console) -> None:
+        self._epochs = {trial.trial_id: trial.recipe.epochs for trial in trials}
+        self._left = {trial_id: epochs for trial_id, epochs in self._epochs.items() if trial_id not in finished}
+        self._total = sum(self._left.values())
+        self._num_finished = len(finished)
+        self._running: dict[str, dict[str, Any]] = {}
+        self._best: tuple[float, str] | None = None
+        self._started = time.monotonic()
+        self._console = console
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> "SweepProgress":
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def trial_started(self, trial_id: str) -> None:
+        self._running.setdefault(trial_id, {})
+
+    def epoch_ended(self, trial_id: str, metrics: dict[str, Any]) -> None:
+        self._running[trial_id] = metrics
+        self._left[trial_id] = self._epochs[trial_id] - metrics["epoch"]
+        if self._best is None or metrics["val_accuracy"] > self._best[0]:
+            self._best = (metrics["val_accuracy"], trial_id)
+        if not self._console.is_terminal:
+            self._console.print(
+                f"{trial_id}: epoch {metrics['epoch']}/{self._epochs[trial_id]}, "
+                f"val accuracy {metrics['val_accuracy']:.3f}, {metrics['images_per_second']:.0f} images/s"
+            )
+
+    def trial_stopped(self, trial_id: str) -> None:
+        self._end(trial_id, "stopped early by the scheduler")
+
+    def trial_ended(self, result: TrialResult) -> None:
+        outcome = (
+            f"failed: {result.error}" if result.status == "failed" else f"test accuracy {result.test_accuracy:.3f}"
+        )
+        self._end(result.trial_id, f"{result.status}, {outcome}" if result.status != "failed" else outcome)
+
+    def _end(self, trial_id: str, outcome: str) -> None:
+        if trial_id in self._left:  # a stopped trial ends twice: when it is stopped and when it has been scored
+            self._num_finished += 1
+        self._running.pop(trial_id, None)
+        self._left.pop(trial_id, None)
+        self._console.print(
+            f"[{self._num_finished}/{len(self._epochs)}] {trial_id}: {outcome}{self._time_left()}",
+            markup=False,
+            highlight=False,
+        )
+
+    def _time_left(self) -> str:
+        left = sum(self._left.values())
+        done = self._total - left
+        if left == 0 or done == 0:
+            return ""
+        seconds = (time.monotonic() - self._started) / done * left
+        return f" (about {seconds / 60:.0f} min left)" if seconds >= 90 else f" (about {seconds:.0f} s left)"
+
+    def _render(self) -> Table:
+        speed = sum(metrics.get("images_per_second", 0.0) for metrics in self._running.values())
+        best = f", best val accuracy {self._best[0]:.3f} ({self._best[1]})" if self._best else ""
+        table = Table(
+            title=f"{self._num_finished} of {len(self._epochs)} trials ended, "
+            f"{speed:.0f} images/s{self._time_left()}{best}",
+            title_justify="left",
+            title_style="bold",
+            box=None,
+            pad_edge=False,
+        )
+        for column in ("running trial", "epoch", "train loss", "val accuracy", "images/s"):
+            table.add_column(column, justify="left" if column == "running trial" else "right")
+        for trial_id, metrics in self._running.items():
+            if metrics:
+                cells = [
+                    f"{metrics['epoch']}/{self._epochs[trial_id]}",
+                    f"{metrics['train_loss']:.3f}",
+                    f"{metrics['val_accuracy']:.3f}",
+                    f"{metrics['images_per_second']:.0f}",
+                ]
+            else:
+                cells = [f"0/{self._epochs[trial_id]}", "", "", ""]
+            table.add_row(trial_id, *cells)
+        return table

@@ -1,0 +1,91 @@
+"""A whole run: prepare, sweep, leaderboard, exports, report, DONE. `tlray run`, `tlray resume` and jobs/sweep.py.
+
+    outcome = run(config, new_run_uri(config), Console())
+    outcome = resume(run_uri, Console())
+
+Every stage reads what the one before it has written to the run folder, so a resume repeats none that is complete.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rich.console import Console
+
+from tlray.conclude import Outcome, conclude
+from tlray.config import RunConfig
+from tlray.distributed.resources import connect
+from tlray.distributed.sweep import check_cluster, run_sweep
+from tlray.errors import Interrupted
+from tlray.prepare import Run, load_run, prepare_run
+from tlray.progress import SweepProgress
+from tlray.results import load_results
+
+
+def run(config: RunConfig, run_uri: str, console: Console) -> Outcome:
+    """Do all that `config` asks for; InputError before anything is spent where it cannot be done."""
+    connect()
+    with interruptible(run_uri):
+        check_cluster(config)
+        prepared = prepare_run(config, run_uri)
+        _say_what_was_found(prepared, console)
+        return _sweep_and_conclude(prepared, console)
+
+
+def resume(run_uri: str, console: Console) -> Outcome:
+    """Go on with an interrupted run: finished trials stay finished, others continue from their last checkpoint."""
+    connect()
+    with interruptible(run_uri):
+        loaded = load_run(run_uri)
+        check_cluster(loaded.config)
+        finished = [result.trial_id for result in load_results(loaded.uri) if result.status != "failed"]
+        console.print(f"{len(finished)} of {len(loaded.trials)} trials are finished already", highlight=False)
+        return _sweep_and_conclude(loaded, console)
+
+
+@contextmanager
+def interruptible(run_uri: str) -> Iterator[None]:
+    """SIGINT and SIGTERM become Interrupted, which says how to go on; entered after Ray has set its own handlers.
+
+    `ray job stop` sends SIGTERM. In a thread other than the main one there is nothing to install.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(
+            f"interrupted by {signal.Signals(number).name}; `tlray resume {run_uri}` goes on, "
+            "with an epoch of each running trial lost at most"
+        )
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _sweep_and_conclude(run: Run, console: Console) -> Outcome:
+    finished = [result.trial_id for result in load_results(run.uri) if result.status != "failed"]
+    with SweepProgress(run.trials, finished, console) as progress:
+        run_sweep(run.config, run.trials, run.uri, progress)
+    return conclude(run, console)
+
+
+def _say_what_was_found(run: Run, console: Console) -> None:
+    images = ", ".join(f"{len(run.manifest.split(split))} {split}" for split in ("train", "val", "test"))
+    console.print(
+        f"{images} images of {len(run.manifest.classes)} classes, {len(run.manifest.bad)} unreadable; "
+        f"{len(run.trials)} trials",
+        highlight=False,
+    )
+    if run.manifest.num_leaked:
+        console.print(
+            f"warning: {run.manifest.num_leaked} images of val or test are also in train: their scores flatter",
+            style="yellow",
+            highlight=False,
+        )

@@ -1,0 +1,139 @@
+"""A trial's folder: checkpoints, learning curve and how far it got, so that any kill costs one epoch at most.
+
+    trials/<trial_id>/epoch-0003.safetensors   what training has changed, and the optimizer's state
+                      history.jsonl            one row an epoch
+                      progress.json            written last; names the last and the best checkpoint
+
+A checkpoint is one object, so it is there whole or not at all; progress.json is replaced only after it. Frozen
+tensors are not stored: their hash is, and a resumed trial whose frozen weights hash differently refuses to go on.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import nn
+
+from tlray import storage
+from tlray.errors import TrialError
+from tlray.training.worker import EpochMetrics
+
+MODEL, OPTIMIZER = "model/", "optimizer/"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a trial is. `epoch` 0 means not started."""
+
+    epoch: int = 0
+    best_epoch: int = 0
+    history: tuple[EpochMetrics, ...] = ()
+    images_seen: int = 0  # training images, every epoch counted
+    prefix_images_computed: int = 0  # images pushed through frozen blocks, every pass counted
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    scaler: dict[str, float] = field(default_factory=dict)  # float16's loss scale
+
+    @property
+    def best(self) -> EpochMetrics:
+        return self.history[self.best_epoch - 1]
+
+    def after(self, metrics: EpochMetrics) -> "Progress":
+        """This progress with one more epoch; a tie in validation accuracy is decided by the lower loss."""
+        better = not self.history or _rank(metrics) > _rank(self.best)
+        return replace(
+            self,
+            epoch=metrics.epoch,
+            best_epoch=metrics.epoch if better else self.best_epoch,
+            history=(*self.history, metrics),
+        )
+
+
+def _rank(metrics: EpochMetrics) -> tuple[float, float]:
+    return metrics.val_accuracy, -metrics.val_loss
+
+
+class TrialFolder:
+    """Reads and writes one trial's folder; `uri` is local or s3://."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+    def checkpoint_uri(self, epoch: int) -> str:
+        return storage.join(self.uri, f"epoch-{epoch:04d}.safetensors")
+
+    def load_progress(self) -> Progress:
+        """The recorded progress, or a fresh one where the trial has not finished an epoch yet."""
+        uri = storage.join(self.uri, "progress.json")
+        if not storage.exists(uri):
+            return Progress()
+        fields = json.loads(storage.read_text(uri))
+        fields["history"] = tuple(EpochMetrics(**row) for row in fields["history"])
+        return Progress(**fields)
+
+    def save(self, progress: Progress, tensors: dict[str, torch.Tensor], frozen_hash: str) -> None:
+        """Commit an epoch: its checkpoint, then the curve, then the progress; then drop what nothing names."""
+        before = self.load_progress()
+        data = save_safetensors(tensors, metadata={"frozen_hash": frozen_hash, "epoch": str(progress.epoch)})
+        storage.write_bytes(self.checkpoint_uri(progress.epoch), data)
+        rows = "".join(json.dumps(asdict(row)) + "\n" for row in progress.history)
+        storage.write_text(storage.join(self.uri, "history.jsonl"), rows)
+        storage.write_text(storage.join(self.uri, "progress.json"), json.dumps(asdict(progress), indent=1))
+        for epoch in {before.epoch, before.best_epoch} - {0, progress.epoch, progress.best_epoch}:
+            storage.delete(self.checkpoint_uri(epoch))
+
+    def load_tensors(self, epoch: int, frozen_hash: str) -> dict[str, torch.Tensor]:
+        """The tensors of one epoch's checkpoint; TrialError when it was made over other frozen weights."""
+        data = storage.read_bytes(self.checkpoint_uri(epoch))
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        if header["__metadata__"]["frozen_hash"] != frozen_hash:
+            raise TrialError(
+                f"{self.checkpoint_uri(epoch)} was trained over other frozen weights than the backbone has now; "
+                "restore the weights that the run started with, or start a new run"
+            )
+        return load_safetensors(data)
+
+
+def pack(model: nn.Module, optimizer: torch.optim.Optimizer, keys: Iterable[str]) -> dict[str, torch.Tensor]:
+    """The model's tensors named by `keys` and the optimizer's state as one flat dictionary on the CPU."""
+    state = model.state_dict()
+    tensors = {MODEL + key: state[key] for key in keys}
+    for index, entry in optimizer.state_dict()["state"].items():
+        for name, value in entry.items():
+            if value is not None:
+                tensors[f"{OPTIMIZER}{index}/{name}"] = torch.as_tensor(value)
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def unpack_model(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Put a checkpoint's tensors into the model, in place."""
+    state = model.state_dict()
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            if name.startswith(MODEL):
+                state[name.removeprefix(MODEL)].copy_(tensor)
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Put a checkpoint's state into an optimizer that was made over the same parameters."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(OPTIMIZER):
+            index, key = name.removeprefix(OPTIMIZER).split("/", 1)
+            state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def hash_tensors(model: nn.Module, keys: Iterable[str]) -> str:
+    """sha256 over names, dtypes and bytes of the model's tensors named by `keys`."""
+    state = model.state_dict()
+    digest = hashlib.sha256()
+    for key in sorted(keys):
+        tensor = state[key].detach().cpu().contiguous()
+        digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,196 @@
+"""The epoch loop of a trial, top to bottom: thaw, train, evaluate, keep, report, stop early. Imports torch only.
+
+    progress = fit(backbone, streams, trial, worker, folder, report)
+
+Nothing random carries over from one epoch to the next (order, augmentation and dropout are seeded by the epoch), so
+a trial that is resumed at an epoch continues as if it had never stopped.
+"""
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from tlray.backbone import Backbone
+from tlray.catalogue import Preprocessing
+from tlray.config import Recipe, TrialConfig
+from tlray.data.loader import Batch, Streams
+from tlray.data.transforms import normalise
+from tlray.errors import TrialError
+from tlray.freeze import freeze, num_trainable_blocks, parameter_groups, train_mode, trainable_state
+from tlray.training.checkpoint import Progress, TrialFolder, hash_tensors, pack, unpack_model, unpack_optimizer
+from tlray.training.metrics import ClassificationSums, Scores
+from tlray.training.optim import make_optimizer, rate_factor, set_rate
+from tlray.training.step import eval_step, train_step
+from tlray.training.worker import EpochMetrics, Report, Worker
+
+
+def fit(
+    backbone: Backbone, streams: Streams, trial: TrialConfig, worker: Worker, folder: TrialFolder, report: Report
+) -> Progress:
+    """Train `trial` from where its folder says it is until its last epoch; reports and keeps every epoch."""
+    recipe = trial.recipe
+    backbone.model.to(worker.device)
+    thaw = thaw_plan(backbone, trial)
+    freeze(backbone, thaw.most)
+    optimizer = make_optimizer(parameter_groups(backbone), recipe)
+    scaler = torch.amp.GradScaler(worker.device.type) if recipe.precision == "float16" else None
+    frozen_hash = hash_tensors(backbone.model, thaw.frozen_keys)
+    progress = folder.load_progress()
+    if progress.epoch > 0:
+        tensors = folder.load_tensors(progress.epoch, frozen_hash)
+        unpack_model(backbone.model, tensors)
+        unpack_optimizer(optimizer, tensors)
+        if scaler is not None:
+            scaler.load_state_dict(progress.scaler)
+
+    model, wrapped_for = backbone.model, -1
+    while not is_done(progress, recipe):
+        epoch = progress.epoch + 1
+        started = time.perf_counter()
+        torch.manual_seed(_epoch_seed(trial.seed, epoch, worker.rank))
+        trainable_blocks = thaw.blocks[epoch - 1]
+        if trainable_blocks != wrapped_for:  # DDP only looks at what trains when it is made
+            freeze(backbone, trainable_blocks)
+            model, wrapped_for = worker.wrap(backbone.model), trainable_blocks
+        train_mode(backbone, trainable_blocks, recipe.freeze_bn)
+        train_loss = _train_epoch(model, streams, backbone.preprocessing, optimizer, scaler, recipe, worker, epoch)
+        _average_buffers(backbone.model, worker)
+        trained = time.perf_counter()
+        scores = evaluate(backbone, streams.val(), worker, recipe.precision)
+        metrics = EpochMetrics(
+            epoch=epoch,
+            train_loss=train_loss,
+            val_loss=scores.loss,
+            val_accuracy=scores.accuracy,
+            val_top5_accuracy=scores.top5_accuracy,
+            val_macro_f1=scores.macro_f1,
+            lr=optimizer.param_groups[0]["lr"],
+            seconds=time.perf_counter() - started,
+            images_per_second=streams.num_train / (trained - started),
+        )
+        num_prefix = streams.num_train + streams.num_val if trainable_blocks < len(backbone.blocks) else 0
+        progress = replace(
+            progress.after(metrics),
+            images_seen=progress.images_seen + streams.num_train,
+            prefix_images_computed=progress.prefix_images_computed + num_prefix,
+            seconds=progress.seconds + metrics.seconds,
+            peak_memory_bytes=max(progress.peak_memory_bytes, peak_memory(worker.device)),
+            scaler=scaler.state_dict() if scaler is not None else {},
+        )
+        if worker.leads:
+            folder.save(progress, pack(backbone.model, optimizer, thaw.changing_keys), frozen_hash)
+        report(metrics)
+    return progress
+
+
+@dataclass(frozen=True)
+class Thaw:
+    """How many blocks train in each epoch, and which tensors the whole training may and may not change."""
+
+    blocks: tuple[int, ...]
+    changing_keys: tuple[str, ...]
+    frozen_keys: tuple[str, ...]
+
+    @property
+    def most(self) -> int:
+        return max(self.blocks)
+
+
+def thaw_plan(backbone: Backbone, trial: TrialConfig) -> Thaw:
+    """The trial's freeze strategy, worked out for its backbone and number of epochs."""
+    epochs = trial.recipe.epochs
+    blocks = tuple(
+        num_trainable_blocks(trial.strategy, len(backbone.blocks), epoch, epochs) for epoch in range(1, epochs + 1)
+    )
+    changing = set(trainable_state(backbone, max(blocks), trial.recipe.freeze_bn))
+    keys = list(backbone.model.state_dict())
+    return Thaw(
+        blocks=blocks,
+        changing_keys=tuple(key for key in keys if key in changing),
+        frozen_keys=tuple(key for key in keys if key not in changing),
+    )
+
+
+def evaluate(backbone: Backbone, batches: Iterable[Batch], worker: Worker, precision: str = "float32") -> Scores:
+    """Scores over the images of all workers, each counted once; leaves the model in evaluation mode."""
+    backbone.model.eval()
+    sums: ClassificationSums | None = None
+    for batch in batches:
+        logits = eval_step(backbone.model, _to_model(batch, backbone.preprocessing, worker), precision=precision)
+        sums = sums or ClassificationSums(logits.shape[1])
+        sums.update(logits, batch.labels)
+    assert sums is not None, "a split without images passed the manifest"
+    sums.reduce(worker.sum_across)
+    return sums.result()
+
+
+def _train_epoch(
+    model: nn.Module,
+    streams: Streams,
+    preprocessing: Preprocessing,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None,
+    recipe: Recipe,
+    worker: Worker,
+    epoch: int,
+) -> float:
+    """One pass over the training images -> mean training loss; TrialError when it is no longer a number."""
+    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing, reduction="sum")
+    steps_per_epoch = math.ceil(streams.num_train / recipe.batch_size)
+    loss_sum = torch.zeros((), device=worker.device)
+    for index, batch in enumerate(streams.train(epoch)):
+        step = (epoch - 1) * steps_per_epoch + index
+        set_rate(optimizer, rate_factor(step, steps_per_epoch=steps_per_epoch, recipe=recipe))
+        loss_sum += train_step(
+            model,
+            _to_model(batch, preprocessing, worker),
+            batch.labels.to(worker.device),
+            criterion,
+            optimizer,
+            scale=worker.world_size / batch.num_global,
+            precision=recipe.precision,
+            scaler=scaler,
+            gradient_clip=recipe.gradient_clip,
+        )
+    train_loss = float(worker.sum_across(loss_sum.double().cpu())) / streams.num_train
+    if not math.isfinite(train_loss):
+        raise TrialError(f"diverged: the training loss of epoch {epoch} is {train_loss}; lower lr ({recipe.lr:g})")
+    return train_loss
+
+
+def _to_model(batch: Batch, preprocessing: Preprocessing, worker: Worker) -> torch.Tensor:
+    return normalise(batch.images.to(worker.device, non_blocking=True), preprocessing)
+
+
+def is_done(progress: Progress, recipe: Recipe) -> bool:
+    """Whether the trial has had its epochs, or its patience has run out."""
+    without_gain = progress.epoch - progress.best_epoch
+    return progress.epoch >= recipe.epochs or 0 < recipe.patience <= without_gain
+
+
+def _average_buffers(model: nn.Module, worker: Worker) -> None:
+    """Each worker's BatchNorm saw its own share of the images; all of them go on with the mean statistics."""
+    if worker.world_size == 1:
+        return
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.copy_(worker.sum_across(buffer.double().cpu()).to(buffer) / worker.world_size)
+
+
+def _epoch_seed(seed: int, epoch: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that the GPU held for this process, or the process's largest resident size on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,58 @@
+"""One optimisation step and one evaluation step: tensors in, tensors out. Imports torch only.
+
+B images of a batch, C classes, H x W pixels.
+"""
+
+import torch
+from torch import nn
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def train_step(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    criterion: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    scale: float = 1.0,
+    precision: str = "float32",
+    scaler: torch.amp.GradScaler | None = None,
+    gradient_clip: float = 0.0,
+) -> torch.Tensor:
+    """Forward, backward, update. images (B, 3, H, W) float, labels (B,) int64 -> summed loss () before `scale`.
+
+    `criterion` sums over the batch; `scale` turns that sum into this worker's part of the mean over the global
+    batch, so that workers with unequal shares still add up to the gradient of one worker with all the images.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    with _autocast(images.device, precision):
+        loss = criterion(model(images), labels)
+    scaled = loss * scale
+    if scaler is not None:
+        scaler.scale(scaled).backward()
+        scaler.unscale_(optimizer)
+    else:
+        scaled.backward()
+    if gradient_clip > 0:
+        trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        nn.utils.clip_grad_norm_(trained, gradient_clip)
+    if scaler is not None:
+        scaler.step(optimizer)
+        scaler.update()
+    else:
+        optimizer.step()
+    return loss.detach()
+
+
+@torch.no_grad()
+def eval_step(model: nn.Module, images: torch.Tensor, *, precision: str = "float32") -> torch.Tensor:
+    """images (B, 3, H, W) float -> logits (B, C) float32. The caller has set evaluation mode."""
+    with _autocast(images.device, precision):
+        logits = model(images)
+    return logits.float()
+
+
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=precision != "float32")

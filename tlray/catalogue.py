@@ -11,7 +11,7 @@ from the libraries' own metadata; torch is imported inside the functions, not wi
 import fnmatch
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 from tlray.errors import BackboneError, nearest
@@ -33,13 +33,18 @@ class Preprocessing:
     mean: tuple[float, float, float]  # of values in 0..1, per channel R, G, B
     std: tuple[float, float, float]
 
+    def with_input_size(self, size: int) -> "Preprocessing":
+        """The same for square inputs of `size` pixels, the resize before the crop scaled in proportion."""
+        return replace(self, input_size=(size, size), resize=round(self.resize * size / self.input_size[0]))
+
     def to_dict(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Preprocessing":
         """The inverse of `to_dict`, also after a round trip through JSON."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**plain)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +137,7 @@ def default_preprocessing(full_id: str) -> Preprocessing:
     _, height, width = config["input_size"]
     if height != width:
         raise BackboneError(
-            f"{full_id} takes images of {height} x {width} pixels; tlray prepares square ones: "
-            "choose another backbone, or set its input_size"
+            f"{full_id} takes images of {height} x {width} pixels, and tlray prepares square ones; choose another"
         )
     return Preprocessing(
         input_size=(height, width),

@@ -37,9 +37,14 @@ def demo(
     storage: Annotated[str, typer.Option(help="where the demo's images, weights and run are kept")] = "~/tlray-runs",
 ) -> None:
     """A whole run in a few minutes with nothing but this machine: images, transfer, proof, export, prediction."""
-    from tlray.demo import run_demo
+    from tlray.demo import demo_config, run_demo
+    from tlray.prepare import new_run_uri
 
-    run_demo(storage, out)
+    config = demo_config(storage)
+    run_uri = new_run_uri(config)
+    print_run(run_uri)
+    run_demo(config, run_uri, out)
+    print_run(run_uri)
 
 
 @app.command()

@@ -10,7 +10,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -218,12 +217,10 @@ class TrialConfig(Section):
 
 def recipe_value(where: str, key: str, value: Any) -> Any:
     """`value` as the recipe's type for `key`; a ConfigError that names `where.key` if it has no such key or value."""
-    field = Recipe.model_fields.get(key)
-    if field is None:
+    if key not in Recipe.model_fields:
         raise ConfigError(f"{where}.{key}: {unknown_key(key, list(Recipe.model_fields))}")
     try:
-        adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, *field.metadata])
-        return adapter.validate_python(value)
+        return getattr(Recipe.model_validate({key: value}), key)
     except ValidationError as error:
         raise ConfigError(f"{where}.{key}: {plain_reason(error.errors()[0])}") from None
 
@@ -238,3 +235,6 @@ def _check_space(where: str, space: dict[str, Space]) -> None:
         candidates = dimension.grid or dimension.choice or dimension.uniform or dimension.loguniform or ()
         for value in candidates:
             recipe_value(where, key, value)
+        is_range = dimension.uniform is not None or dimension.loguniform is not None
+        if is_range and Recipe.model_fields[key].annotation is not float:
+            raise ConfigError(f"{where}.{key}: a range draws fractions, which {key} cannot take; use grid or choice")

@@ -28,7 +28,7 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, source: str = "con
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
     except ValidationError as error:
-        lines = [f"{_dotted(e['loc'])}{_explain(e)}" for e in error.errors()]
+        lines = [f"{_dotted(e['loc'])}{_explain(e)}" for e in error.errors() if not _is_consequence(e, error.errors())]
         raise ConfigError(f"{source}: " + "; ".join(dict.fromkeys(lines))) from None
 
 
@@ -44,7 +44,7 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     node: Any = document
     *parents, last = path.split(".")
     for part in parents:
-        node = node[int(part)] if isinstance(node, list) and part.isdigit() else node.setdefault(part, {})
+        node = node[_index(path, part, node)] if isinstance(node, list) else node.setdefault(part, {})
         if not isinstance(node, (dict, list)):
             raise ConfigError(f"{path}: {part} is a single value and has no key below it")
     try:
@@ -52,11 +52,23 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     except yaml.YAMLError:
         raise ConfigError(f"{path}: {value!r} is not a YAML value") from None
     if isinstance(node, list):
-        if not last.isdigit() or int(last) >= len(node):
-            raise ConfigError(f"{path}: {last!r} is not an index of a list of {len(node)}")
-        node[int(last)] = parsed
+        node[_index(path, last, node)] = parsed
     else:
         node[last] = parsed
+
+
+def _index(path: str, part: str, values: list[Any]) -> int:
+    if not part.isdigit() or int(part) >= len(values):
+        raise ConfigError(f"{path}: {part!r} is not an index of a list of {len(values)}")
+    return int(part)
+
+
+def _is_consequence(error: Any, errors: Sequence[Any]) -> bool:
+    """Whether pydantic calls a list too short only because one of its items was refused, which another error says."""
+    depth = len(error["loc"])
+    return error["type"] == "too_short" and any(
+        len(other["loc"]) > depth and other["loc"][:depth] == error["loc"] for other in errors
+    )
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:

@@ -9,7 +9,6 @@ from rich.table import Table
 from tlray.backbone import Backbone, build_backbone
 from tlray.config import BackboneConfig, RunConfig, TrialConfig
 from tlray.data.manifest import Manifest
-from tlray.errors import BackboneError
 from tlray.freeze import freeze
 from tlray.training.loop import thaw_plan
 
@@ -68,10 +67,7 @@ def make_plan(config: RunConfig, manifest: Manifest, trials: Sequence[TrialConfi
 
 
 def _planned(trial: TrialConfig, backbone: Backbone, num_images: dict[str, int]) -> PlannedTrial:
-    try:
-        most = thaw_plan(backbone, trial).most
-    except BackboneError as error:
-        raise BackboneError(f"strategy {trial.strategy.label} on {trial.backbone.id}: {error}") from None
+    most = thaw_plan(backbone, trial).most
     freeze(backbone, most)
     parameters = list(backbone.model.parameters())
     return PlannedTrial(

@@ -23,7 +23,7 @@ from tlray.config import Recipe, TrialConfig
 from tlray.data.loader import Batch, Streams
 from tlray.data.transforms import normalise
 from tlray.errors import TrialError
-from tlray.freeze import freeze, num_trainable_blocks, parameter_groups, train_mode, trainable_state
+from tlray.freeze import blocks_by_epoch, freeze, parameter_groups, train_mode, trainable_state
 from tlray.training.checkpoint import Progress, TrialFolder, hash_tensors, pack, unpack_model, unpack_optimizer
 from tlray.training.metrics import ClassificationSums, Scores
 from tlray.training.optim import make_optimizer, rate_factor, set_rate
@@ -75,7 +75,7 @@ def fit(
             seconds=time.perf_counter() - started,
             images_per_second=streams.num_train / (trained - started),
         )
-        num_prefix = streams.num_train + streams.num_val if trainable_blocks < len(backbone.blocks) else 0
+        num_prefix = streams.num_train + streams.num_val if trainable_blocks < max(1, len(backbone.blocks)) else 0
         progress = replace(
             progress.after(metrics),
             images_seen=progress.images_seen + streams.num_train,
@@ -105,10 +105,7 @@ class Thaw:
 
 def thaw_plan(backbone: Backbone, trial: TrialConfig) -> Thaw:
     """The trial's freeze strategy, worked out for its backbone and number of epochs."""
-    epochs = trial.recipe.epochs
-    blocks = tuple(
-        num_trainable_blocks(trial.strategy, len(backbone.blocks), epoch, epochs) for epoch in range(1, epochs + 1)
-    )
+    blocks = blocks_by_epoch(trial.strategy, backbone, trial.recipe.epochs)
     changing = set(trainable_state(backbone, max(blocks), trial.recipe.freeze_bn))
     keys = list(backbone.model.state_dict())
     return Thaw(

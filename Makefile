@@ -1,0 +1,53 @@
+# make demo     the first run: set-up, a small sweep, a leaderboard, an exported model that predicts
+# make test     everything that CI runs
+#
+# The first target to need it makes .venv; it is renewed when pyproject.toml or constraints.txt has changed.
+
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+
+.PHONY: help
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+
+.PHONY: demo
+demo: .venv/installed  ## a whole sweep on synthetic images; no network, GPU, bucket or account
+	$(BIN)/tlray demo
+
+.PHONY: test
+test: check  ## check, then the unit and integration tests
+	$(BIN)/python -m pytest tests/unit tests/integration -m "not slow and not gpu"
+
+.PHONY: test-slow
+test-slow: .venv/installed  ## the tests that take minutes each
+	$(BIN)/python -m pytest -m slow
+
+.PHONY: test-gpu
+test-gpu: .venv/installed  ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+.PHONY: check
+check: .venv/installed  ## linter, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: .venv/installed  ## mend what the linter and the formatter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: docs
+docs: .venv/installed  ## write docs/cli.md anew from the commands' own help
+	$(BIN)/python scripts/cli_docs.py
+
+.PHONY: lock
+lock:  ## bring constraints.txt up to date with pyproject.toml
+	scripts/lock
+
+.PHONY: clean
+clean:  ## remove .venv and caches
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+
+.venv/installed: pyproject.toml constraints.txt scripts/install
+	@PYTHON="$(PYTHON)" scripts/install

@@ -1,0 +1,152 @@
+"""The sweep on a real Ray: early stopping, equal numbers in and out of Ray Train, killed workers, failed trials."""
+
+import io
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from rich.console import Console
+
+from tlray import storage
+from tlray.config import RunConfig
+from tlray.prepare import load_run, new_run_uri
+from tlray.results import TrialResult, load_results
+from tlray.run import resume, run
+from tlray.training.trial import manifest_images, run_trial, trial_folder
+from tlray.training.worker import local_worker
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
+MakeConfig = Callable[..., RunConfig]
+
+
+def sweep(config: RunConfig) -> tuple[str, dict[str, TrialResult]]:
+    run_uri = new_run_uri(config)
+    run(config, run_uri, Console(file=io.StringIO()))
+    return run_uri, {result.trial_id: result for result in load_results(run_uri)}
+
+
+def test_a_run_leaves_every_file_of_the_run_folder_and_a_row_for_each_trial(make_config: MakeConfig) -> None:
+    run_uri, results = sweep(make_config(strategies=["linear_probe", "full"], export={"top_k": 1}))
+    names = {path.relative_to(run_uri).parts[0] for path in Path(run_uri).rglob("*")}
+    assert names >= {"config.yaml", "manifest.parquet", "plan.json", "results.jsonl", "leaderboard.json", "DONE"}
+    assert names >= {"bad_images.jsonl", "exports", "report.html", "trials"}
+    assert {result.status for result in results.values()} == {"completed"}
+    assert sum(result.is_baseline for result in results.values()) == 1
+    for trial_id, result in results.items():
+        history = (Path(run_uri) / "trials" / trial_id / "history.jsonl").read_text().splitlines()
+        assert len(history) == result.epochs
+        best = json.loads(history[result.best_epoch - 1])
+        assert best["val_accuracy"] == result.val_accuracy == max(json.loads(row)["val_accuracy"] for row in history)
+        assert storage.exists(result.checkpoint)
+
+
+def test_the_tune_actor_ray_train_and_no_ray_at_all_give_the_same_numbers(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(baseline={"backbone": {"id": "timm/test_resnet", "weights": "none", "input_size": 32}})
+    in_actor_uri, in_actor = sweep(config)
+    _, nested = sweep(make_config(**{"sweep": {"scheduler": "fifo", "trainer": "ray_train"}}, baseline=config.baseline))
+    loaded = load_run(in_actor_uri)
+    images = manifest_images(loaded.manifest, config.data)
+    for trial in loaded.trials:
+        alone = run_trial(trial, str(tmp_path / "alone"), local_worker(), images, lambda metrics: None)
+        assert alone is not None
+        expected = (alone.val_accuracy, alone.val_loss, alone.test_accuracy, alone.best_epoch)
+        for results in (in_actor, nested):
+            row = results[trial.trial_id]
+            assert (row.val_accuracy, row.val_loss, row.test_accuracy, row.best_epoch) == expected
+
+
+def test_two_workers_train_like_one(make_config: MakeConfig) -> None:
+    """Frozen BatchNorm and LayerNorm see no batch, so only the order of additions differs: losses agree to 1e-4.
+
+    Augmentation and order do not depend on the number of workers, which is why the tolerance can be that small.
+    """
+    vit = {"id": "timm/test_vit", "weights": "none", "input_size": 32}
+    fields = {"backbones": [vit], "strategies": ["linear_probe", "full"], "baseline": {"backbone": vit}}
+    _, one = sweep(make_config(**fields))
+    two_uri, two = sweep(make_config(**fields, sweep={"scheduler": "fifo", "workers_per_trial": 2}))
+    assert one.keys() == two.keys()
+    for trial_id, row in one.items():
+        assert two[trial_id].status == "completed"
+        assert two[trial_id].val_loss == pytest.approx(row.val_loss, abs=1e-4)
+        assert two[trial_id].val_accuracy == row.val_accuracy
+        assert two[trial_id].images_seen == row.images_seen
+        assert len(trial_folder(two_uri, trial_id).load_progress().history) == row.epochs  # no epoch counted twice
+
+
+def test_asha_stops_trials_early_and_a_stopped_trial_frees_its_cpu(make_config: MakeConfig) -> None:
+    config = make_config(
+        training={"epochs": 8, "batch_size": 8, "augmentation": "none"},
+        search_space={"lr": {"grid": [0.01, 0.003, 1e-7, 1.1e-7, 1.2e-7, 1.3e-7]}},
+        sweep={"scheduler": "asha", "grace_period": 1, "reduction_factor": 2, "max_concurrent_trials": 2},
+    )
+    _, results = sweep(config)
+    stopped = [row for row in results.values() if row.status == "stopped"]
+    assert stopped
+    assert all(row.epochs < 8 and row.test_accuracy is not None for row in stopped)
+    baseline = next(row for row in results.values() if row.is_baseline)
+    assert baseline.status == "completed"
+    # A stopped trial's CPU goes to the next one: the last trials started although none before had to finish.
+    trained = sum(row.epochs for row in results.values())
+    assert trained < 8 * 6
+    deadline = time.monotonic() + 10
+    while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert ray.available_resources()["CPU"] == 2
+
+
+def test_a_diverging_trial_is_a_failed_row_with_a_reason_and_no_score(make_config: MakeConfig) -> None:
+    config = make_config(
+        search_space={"lr": {"grid": [0.003, 1e30]}},
+        training={"epochs": 2, "batch_size": 8, "optimizer": "sgd"},
+    )
+    run_uri, results = sweep(config)
+    failed = [row for row in results.values() if row.status == "failed"]
+    assert [row.params["lr"] for row in failed] == [1e30]
+    assert "lower lr" in (failed[0].error or "")
+    assert failed[0].val_accuracy is None
+    assert failed[0].test_accuracy is None
+    leaderboard = json.loads((Path(run_uri) / "leaderboard.json").read_text())
+    assert leaderboard["rows"][-1]["trial_id"] == failed[0].trial_id
+
+
+def test_a_worker_killed_in_mid_training_costs_an_epoch_at_most(make_config: MakeConfig) -> None:
+    fields = {"training": {"epochs": 30, "batch_size": 8}, "sweep": {"scheduler": "fifo", "max_failures": 3}}
+    _, undisturbed = sweep(make_config(**fields))
+    killed: list[int] = []
+
+    def kill_one_trial() -> None:
+        while not killed:
+            for process in psutil.Process().children(recursive=True):
+                title = " ".join(process.cmdline()[:1]) if process.is_running() else ""
+                if "ImplicitFunc.train" in title and process.cpu_times().user > 2:
+                    os.kill(process.pid, signal.SIGKILL)
+                    killed.append(process.pid)
+                    return
+            time.sleep(0.02)
+
+    killer = threading.Thread(target=kill_one_trial, daemon=True)
+    killer.start()
+    _, disturbed = sweep(make_config(**fields))
+    killer.join(timeout=1)
+    assert killed
+    for trial_id, row in undisturbed.items():
+        assert disturbed[trial_id].status == "completed"
+        assert disturbed[trial_id].val_loss == row.val_loss
+        assert disturbed[trial_id].images_seen == row.images_seen
+
+
+def test_a_resume_of_a_finished_run_trains_nothing(make_config: MakeConfig) -> None:
+    run_uri, results = sweep(make_config())
+    before = (Path(run_uri) / "results.jsonl").read_bytes()
+    resume(run_uri, Console(file=io.StringIO()))
+    assert (Path(run_uri) / "results.jsonl").read_bytes() == before
+    assert results

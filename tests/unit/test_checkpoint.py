@@ -1,0 +1,119 @@
+"""A trial's folder: what a kill at any moment leaves behind, and that a resumed training is the undisturbed one."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tlray.errors import TrialError
+from tlray.training.checkpoint import Progress, TrialFolder, hash_tensors, pack, unpack_model, unpack_optimizer
+from tlray.training.worker import EpochMetrics
+
+
+def metrics(epoch: int, val_accuracy: float, val_loss: float = 1.0) -> EpochMetrics:
+    return EpochMetrics(
+        epoch=epoch,
+        train_loss=1.0,
+        val_loss=val_loss,
+        val_accuracy=val_accuracy,
+        val_top5_accuracy=1.0,
+        val_macro_f1=val_accuracy,
+        lr=0.1,
+        seconds=1.0,
+        images_per_second=10.0,
+    )
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_progress_survives_the_way_to_disk_and_back(tmp_path: Path) -> None:
+    folder = TrialFolder(str(tmp_path))
+    assert folder.load_progress() == Progress()
+    progress = Progress(images_seen=7, seconds=1.5).after(metrics(1, 0.5)).after(metrics(2, 0.25))
+    folder.save(progress, {"model/w": torch.ones(2)}, "hash")
+    assert folder.load_progress() == progress
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_best_epoch_is_the_most_accurate_and_among_equals_the_one_of_lower_loss() -> None:
+    progress = Progress()
+    for epoch, (accuracy, loss) in enumerate([(0.5, 1.0), (0.7, 0.9), (0.7, 0.8), (0.7, 0.8), (0.6, 0.1)], start=1):
+        progress = progress.after(metrics(epoch, accuracy, loss))
+    assert progress.best_epoch == 3
+
+
+def test_only_the_last_and_the_best_checkpoint_are_kept(tmp_path: Path) -> None:
+    folder, progress = TrialFolder(str(tmp_path)), Progress()
+    for epoch, accuracy in enumerate([0.5, 0.7, 0.6, 0.65], start=1):
+        progress = progress.after(metrics(epoch, accuracy))
+        folder.save(progress, {"model/w": torch.full((2,), float(epoch))}, "hash")
+    assert names(tmp_path) == {"epoch-0002.safetensors", "epoch-0004.safetensors", "history.jsonl", "progress.json"}
+    assert folder.load_tensors(2, "hash")["model/w"].tolist() == [2.0, 2.0]
+
+
+def test_a_kill_between_checkpoint_and_progress_goes_back_one_epoch(tmp_path: Path) -> None:
+    folder = TrialFolder(str(tmp_path))
+    first = Progress().after(metrics(1, 0.5))
+    folder.save(first, {"model/w": torch.ones(1)}, "hash")
+    before = (tmp_path / "progress.json").read_bytes()
+    folder.save(first.after(metrics(2, 0.4)), {"model/w": torch.zeros(1)}, "hash")
+    (tmp_path / "progress.json").write_bytes(before)  # as if the process had died before its last write
+    assert folder.load_progress() == first
+    assert folder.load_tensors(1, "hash")["model/w"].tolist() == [1.0]
+
+
+def test_a_checkpoint_over_other_frozen_weights_is_refused(tmp_path: Path) -> None:
+    folder = TrialFolder(str(tmp_path))
+    folder.save(Progress().after(metrics(1, 0.5)), {"model/w": torch.ones(1)}, "the weights of then")
+    with pytest.raises(TrialError, match="other frozen weights"):
+        folder.load_tensors(1, "the weights of now")
+
+
+def test_the_hash_sees_every_value_name_and_type() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    keys = list(model.state_dict())
+    before = hash_tensors(model, keys)
+    assert hash_tensors(copy.deepcopy(model), reversed(keys)) == before
+    assert hash_tensors(model, keys[1:]) != before
+    with torch.no_grad():
+        model[1].running_mean[1] += 1e-6
+    assert hash_tensors(model, keys) != before
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_a_packed_model_and_optimizer_continue_exactly_as_the_originals(
+    tmp_path: Path, kind: type[torch.optim.Optimizer]
+) -> None:
+    arguments = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+
+    def start() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        model[0].requires_grad_(False)
+        return model, kind([p for p in model.parameters() if p.requires_grad], lr=0.1, **arguments)
+
+    def steps(model: nn.Module, optimizer: torch.optim.Optimizer, seeds: range) -> None:
+        for seed in seeds:
+            images = torch.randn(8, 3, generator=torch.Generator().manual_seed(seed))
+            optimizer.zero_grad()
+            model(images).square().sum().backward()
+            optimizer.step()
+
+    whole, optimizer = start()
+    changing = [key for key in whole.state_dict() if not key.startswith("0.")]
+    steps(whole, optimizer, range(3))
+    folder = TrialFolder(str(tmp_path))
+    folder.save(Progress().after(metrics(1, 0.5)), pack(whole, optimizer, changing), "hash")
+    steps(whole, optimizer, range(3, 6))
+
+    resumed, fresh = start()
+    tensors = folder.load_tensors(1, "hash")
+    unpack_model(resumed, tensors)
+    unpack_optimizer(fresh, tensors)
+    steps(resumed, fresh, range(3, 6))
+    for key, expected in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[key], expected), key

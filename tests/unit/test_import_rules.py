@@ -1,0 +1,150 @@
+"""Which part may import which: data flows one way, Ray stays at one edge, and nothing needs what it should not.
+
+A new module fails here until it has its line in MAY_IMPORT: choose what it may lean on, and keep the list short.
+"""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+PACKAGE = ROOT / "tlray"
+
+# A module, or a folder with all its modules, and what it may import of the rest of tlray. `errors` is for everybody.
+MAY_IMPORT: dict[str, set[str]] = {
+    "__init__": {"export"},
+    "errors": set(),
+    # what the user says
+    "config": set(),
+    "config_file": {"config"},
+    "search_space": {"config"},
+    # backbones
+    "storage": set(),
+    "catalogue": set(),
+    "blocks": set(),
+    "weights": {"storage", "catalogue", "config"},
+    "backbone": {"config", "catalogue", "blocks", "storage", "weights"},
+    "freeze": {"config", "backbone"},
+    # images
+    "data": {"config", "storage", "catalogue"},
+    "demo_data": {"config", "storage", "data", "backbone", "training"},
+    # one trial
+    "results": {"config", "storage"},
+    "training": {"config", "storage", "catalogue", "backbone", "freeze", "data", "results"},
+    "footprint": {"config", "backbone", "freeze", "training"},
+    # a run
+    "plan": {"config", "backbone", "freeze", "data", "training"},
+    "prepare": {"config", "config_file", "search_space", "storage", "catalogue", "data", "demo_data", "plan"},
+    "progress": {"config", "results"},
+    "distributed": {
+        "config",
+        "config_file",
+        "search_space",
+        "storage",
+        "catalogue",
+        "data",
+        "training",
+        "results",
+        "progress",
+    },
+    # after the sweep
+    "export": {"config", "storage", "catalogue", "backbone", "data", "training", "results"},
+    "report": {"config", "storage", "catalogue", "results"},
+    "predict": {"storage", "catalogue", "backbone", "data", "training", "export", "results"},
+    "conclude": {"storage", "data", "training", "results", "export", "report", "prepare"},
+    # what a person starts
+    "run": {"config", "storage", "prepare", "progress", "results", "distributed", "conclude"},
+    "local": {"config", "search_space", "prepare", "training", "results", "conclude"},
+    "demo": {"config", "storage", "prepare", "run", "conclude", "predict"},
+    "doctor": {"config", "search_space", "storage", "catalogue", "weights", "backbone", "footprint", "data"},
+}
+ENTRY_POINT = "cli"  # imports everything, inside its functions
+NEED_RAY = {"run", "demo"}  # the only modules that import tlray.distributed with themselves
+NOT_IN_AN_INSTALLATION = ["ray", "pytest", "sklearn", "moto", "mypy", "ruff"]
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    """The top-level module or folder of tlray that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_names(path: Path) -> set[str]:
+    """Full names of everything that a file imports, also inside its functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write absolute imports"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_imports_only_what_its_part_may(path: Path) -> None:
+    part = part_of(path)
+    if part == ENTRY_POINT:
+        return
+    assert part in MAY_IMPORT, f"give tlray/{part} a line in MAY_IMPORT of {Path(__file__).name}"
+    used = {name.split(".")[1] for name in imported_names(path) if name.startswith("tlray.")}
+    too_much = used - MAY_IMPORT[part] - {part, "errors", "__version__"}
+    assert not too_much, f"{path.relative_to(ROOT)} imports {sorted(too_much)}, which tlray/{part} may not lean on"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_ray_is_imported_in_the_folder_distributed_only(path: Path) -> None:
+    if part_of(path) != "distributed":
+        assert not any(name.split(".")[0] == "ray" for name in imported_names(path))
+
+
+def test_no_part_leans_on_one_that_leans_on_it() -> None:
+    order: list[str] = []
+    waiting = {part: allowed & MAY_IMPORT.keys() - {part} for part, allowed in MAY_IMPORT.items()}
+    while waiting:
+        ready = [part for part, allowed in waiting.items() if allowed <= set(order)]
+        assert ready, f"these parts lean on each other in a circle: {sorted(waiting)}"
+        order += ready
+        waiting = {part: allowed for part, allowed in waiting.items() if part not in ready}
+
+
+def test_every_line_of_the_table_is_about_a_module_that_exists() -> None:
+    assert set(MAY_IMPORT) <= {part_of(path) for path in MODULES}
+
+
+IMPORT_WITHOUT = """
+import importlib, json, sys
+
+blocked, light, modules = json.loads(sys.argv[1])
+sys.modules.update(dict.fromkeys(blocked))  # None there: the import fails, and find_spec finds nothing
+failures = {}
+for name in light + [name for name in modules if name not in light]:
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        failures[name] = f"{type(error).__name__}: {error}"
+    if name in light and "torch" in sys.modules:
+        failures[name] = "imports torch"
+print(json.dumps(failures))
+"""
+
+
+def test_everything_but_the_sweep_imports_without_ray_and_what_only_tests_need() -> None:
+    light = ["tlray", "tlray.cli", "tlray.config_file", "tlray.search_space", "tlray.storage", "tlray.catalogue"]
+    modules = [module_name(path) for path in MODULES if part_of(path) not in NEED_RAY | {"distributed"}]
+    arguments = json.dumps([NOT_IN_AN_INSTALLATION, light, modules])
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_WITHOUT, arguments], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {}

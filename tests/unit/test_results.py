@@ -1,0 +1,248 @@
+"""results.py: rows of results.jsonl and the leaderboard made of them.
+
+Run: python -m pytest tests/unit/test_results.py
+"""
+
+import io
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import scipy.stats
+
+from tlray import storage
+from tlray.errors import TlrayError
+from tlray.results import (
+    TrialResult,
+    append_result,
+    build_leaderboard,
+    delete_trial_result,
+    load_correctness,
+    load_leaderboard,
+    load_results,
+    paired_gain,
+    read_trial_result,
+    write_leaderboard,
+    write_trial_result,
+)
+
+
+def row(trial_id: str, val_accuracy: float = 0.5, **changes: Any) -> TrialResult:
+    fields: dict[str, Any] = {
+        "trial_id": trial_id,
+        "backbone": "timm/test_resnet",
+        "weights": "none",
+        "strategy": "full",
+        "params": {"lr": 0.001},
+        "seed": 0,
+        "status": "completed",
+        "val_accuracy": val_accuracy,
+        "val_loss": 1.0,
+        "test_accuracy": 0.5,
+    }
+    return TrialResult(**(fields | changes))
+
+
+def failed(trial_id: str, **changes: Any) -> TrialResult:
+    fields = {"status": "failed", "error": "out of memory", "val_loss": None, "test_accuracy": None}
+    return row(trial_id, None, **(fields | changes))  # type: ignore[arg-type]
+
+
+def write_predictions(run_uri: str, trial_id: str, correct: np.ndarray) -> None:
+    order = np.random.default_rng(0).permutation(len(correct))  # as several workers would leave them
+    table = pa.table({"row": order, "label": np.zeros(len(correct), int), "predicted": (~correct[order]).astype(int)})
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    storage.write_bytes(storage.join(run_uri, "trials", trial_id, "test_predictions.parquet"), sink.getvalue())
+
+
+def test_rows_come_back_as_they_were_appended(tmp_path):
+    rows = [row("001-a", 0.7, params={"lr": 1e-5, "augmentation": "light"}), failed("002-b")]
+    for result in rows:
+        append_result(str(tmp_path), result)
+    assert load_results(str(tmp_path)) == rows
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_run_without_rows_has_no_results(tmp_path):
+    assert load_results(str(tmp_path)) == []
+
+
+def test_of_a_trial_recorded_twice_the_last_row_counts(tmp_path):
+    for result in (failed("001-a"), row("002-b"), row("001-a", 0.9)):
+        append_result(str(tmp_path), result)
+    assert [(r.trial_id, r.status) for r in load_results(str(tmp_path))] == [
+        ("002-b", "completed"),
+        ("001-a", "completed"),
+    ]
+
+
+def test_a_torn_last_line_is_ignored_and_replaced_by_the_next_row(tmp_path):
+    append_result(str(tmp_path), row("001-a"))
+    path = tmp_path / "results.jsonl"
+    path.write_text(path.read_text() + row("002-b").model_dump_json()[:40])
+    assert [r.trial_id for r in load_results(str(tmp_path))] == ["001-a"]
+    append_result(str(tmp_path), row("003-c"))
+    assert [r.trial_id for r in load_results(str(tmp_path))] == ["001-a", "003-c"]
+
+
+def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path):
+    good = row("001-a").model_dump_json()
+    (tmp_path / "results.jsonl").write_text(f"{good}\n{good[:30]}\n{good}\n")
+    with pytest.raises(TlrayError, match=r"results\.jsonl, line 2: not JSON"):
+        load_results(str(tmp_path))
+
+
+def test_a_row_with_an_unknown_field_is_an_error_that_names_it(tmp_path):
+    document = json.loads(row("001-a").model_dump_json()) | {"colour": "red"}
+    (tmp_path / "results.jsonl").write_text(json.dumps(document) + "\n")
+    with pytest.raises(TlrayError, match="line 1: not a trial's row: colour"):
+        load_results(str(tmp_path))
+
+
+def test_a_failed_trial_cannot_have_a_score_nor_lack_a_reason():
+    with pytest.raises(ValueError, match="a failed trial has a reason and no score"):
+        failed("001-a", test_accuracy=0.0)
+    with pytest.raises(ValueError, match="a failed trial has a reason and no score"):
+        failed("001-a", error=None)
+
+
+def test_a_trial_that_did_not_fail_must_have_its_scores():
+    with pytest.raises(ValueError, match="a stopped trial has a validation and a test accuracy"):
+        row("001-a", status="stopped", test_accuracy=None)
+
+
+@pytest.mark.parametrize("loss", [math.inf, math.nan])
+def test_a_loss_that_is_no_number_becomes_none_and_survives_the_file(tmp_path, loss):
+    append_result(str(tmp_path), row("001-a", val_loss=loss))
+    assert load_results(str(tmp_path))[0].val_loss is None
+
+
+def test_a_trials_own_row_is_absent_until_written_and_after_it_is_deleted(tmp_path):
+    run_uri = str(tmp_path)
+    assert read_trial_result(run_uri, "001-a") is None
+    write_trial_result(run_uri, row("001-a"))
+    assert read_trial_result(run_uri, "001-a") == row("001-a")
+    delete_trial_result(run_uri, "001-a")
+    assert read_trial_result(run_uri, "001-a") is None
+
+
+def test_rows_are_ranked_by_accuracy_then_loss_then_id_and_failed_ones_come_last_without_rank():
+    rows = [
+        failed("004-d"),
+        row("003-c", 0.8, val_loss=0.3),
+        row("002-b", 0.8, val_loss=0.2),
+        row("001-a", 0.8, val_loss=0.2),
+        row("000-baseline", 0.9, is_baseline=True),
+        row("005-e", 0.8, val_loss=math.inf),
+    ]
+    correct = np.array([True, False])
+    board = build_leaderboard(rows, {r.trial_id: correct for r in rows if r.status != "failed"})
+    assert [(r.trial_id, r.rank) for r in board.rows] == [
+        ("000-baseline", 1),
+        ("001-a", 2),
+        ("002-b", 3),
+        ("003-c", 4),
+        ("005-e", 5),
+        ("004-d", None),
+    ]
+    assert board.baseline is not None
+    assert board.baseline.trial_id == "000-baseline"
+    assert board.champion is not None
+    assert board.champion.trial_id == "001-a"
+    assert board.num_test_images == 2
+    assert board.no_gain_reason is None
+
+
+def test_the_gain_is_the_difference_of_the_test_accuracies():
+    generator = np.random.default_rng(1)
+    ours, baseline = generator.random(200) < 0.9, generator.random(200) < 0.7
+    rows = [
+        row("000-baseline", 0.7, is_baseline=True, test_accuracy=baseline.mean()),
+        row("001-a", 0.9, test_accuracy=ours.mean()),
+        failed("002-b"),
+    ]
+    board = build_leaderboard(rows, {"000-baseline": baseline, "001-a": ours}, seed=3)
+    best, reference, broken = board.rows
+    assert best.gain == pytest.approx(ours.mean() - baseline.mean())
+    assert best.gain_low < best.gain < best.gain_high
+    assert (reference.gain, reference.gain_low, reference.gain_high) == (None, None, None)
+    assert broken.gain is None
+    assert board == build_leaderboard(rows[::-1], {"000-baseline": baseline, "001-a": ours}, seed=3)
+
+
+@pytest.mark.parametrize(("num_images", "accuracy", "reference"), [(80, 0.95, 0.70), (400, 0.82, 0.80)])
+def test_the_interval_is_that_of_scipys_paired_percentile_bootstrap(num_images, accuracy, reference):
+    generator = np.random.default_rng(num_images)
+    ours, baseline = generator.random(num_images) < accuracy, generator.random(num_images) < reference
+    gain, low, high = paired_gain(ours, baseline, seed=0)
+
+    def difference(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
+        return a.mean(axis=axis) - b.mean(axis=axis)
+
+    theirs = scipy.stats.bootstrap(
+        (ours.astype(float), baseline.astype(float)),
+        difference,
+        paired=True,
+        vectorized=True,
+        n_resamples=10_000,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    error = (ours.astype(int) - baseline).std() / math.sqrt(num_images)
+    assert gain == pytest.approx(ours.mean() - baseline.mean())
+    # a resampled gain is a multiple of 1 / num_images, and the ends of 10,000 resamples vary by about 0.03 errors
+    assert low == pytest.approx(theirs.low, abs=0.1 * error + 1 / num_images)
+    assert high == pytest.approx(theirs.high, abs=0.1 * error + 1 / num_images)
+    assert (high - low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.1)
+
+
+def test_the_interval_holds_the_true_gain_about_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    hits = 0
+    for seed in range(300):
+        ours, baseline = generator.random(150) < 0.85, generator.random(150) < 0.75
+        _, low, high = paired_gain(ours, baseline, seed, num_resamples=1000)
+        hits += low <= 0.10 <= high
+    assert 0.90 <= hits / 300 <= 0.985
+
+
+def test_equal_predictions_give_a_gain_of_exactly_zero():
+    correct = np.array([True, False, True])
+    assert paired_gain(correct, correct, seed=0) == (0.0, 0.0, 0.0)
+
+
+def test_predictions_over_different_numbers_of_images_are_refused():
+    with pytest.raises(TlrayError, match="predictions for 2 and 3 test images cannot be paired"):
+        paired_gain(np.ones(2, bool), np.ones(3, bool), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "reason"),
+    [([failed("000-baseline", is_baseline=True)], "the baseline failed: out of memory"), ([], "not ended yet")],
+)
+def test_without_the_baselines_score_there_is_no_gain_and_the_leaderboard_says_why(baseline, reason):
+    board = build_leaderboard([*baseline, row("001-a")], {"001-a": np.array([True])})
+    assert board.rows[0].trial_id == "001-a"
+    assert board.rows[0].gain is None
+    assert board.no_gain_reason is not None
+    assert reason in board.no_gain_reason
+
+
+def test_the_leaderboard_is_made_from_the_run_folder_and_read_back(tmp_path):
+    run_uri = str(tmp_path)
+    correct = {"000-baseline": np.array([True, False, False, False]), "001-a": np.array([True, True, True, False])}
+    append_result(run_uri, row("000-baseline", 0.3, is_baseline=True, test_accuracy=0.25))
+    append_result(run_uri, row("001-a", 0.8, test_accuracy=0.75))
+    append_result(run_uri, failed("002-b"))
+    for trial_id, bools in correct.items():
+        write_predictions(run_uri, trial_id, bools)
+        assert load_correctness(run_uri, trial_id).tolist() == bools.tolist()
+    board = write_leaderboard(run_uri, seed=5)
+    assert [r.trial_id for r in board.rows] == ["001-a", "000-baseline", "002-b"]
+    assert board.rows[0].gain == 0.5
+    assert load_leaderboard(run_uri) == board

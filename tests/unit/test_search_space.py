@@ -1,0 +1,92 @@
+"""The list of trials that a configuration stands for."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tlray.config import RunConfig
+from tlray.search_space import list_trials
+
+
+def make_config(**fields: Any) -> RunConfig:
+    return RunConfig.model_validate(
+        {"name": "x", "data": {"train": "images"}, "backbones": ["timm/a"], "strategies": ["full"], **fields}
+    )
+
+
+def test_the_baseline_comes_first_and_trains_from_scratch_with_its_own_recipe() -> None:
+    config = make_config(training={"lr": 0.5}, baseline={"training": {"epochs": 3}})
+    baseline = list_trials(config)[0]
+    assert baseline.is_baseline
+    assert (baseline.strategy.strategy, baseline.backbone.weights) == ("scratch", "none")
+    assert (baseline.recipe.epochs, baseline.recipe.lr) == (3, 0.5)
+
+
+def test_every_grid_value_meets_every_backbone_and_strategy() -> None:
+    config = make_config(
+        backbones=["timm/a", "timm/b"],
+        strategies=["linear_probe", "full"],
+        search_space={"lr": {"grid": [0.1, 0.01, 0.001]}, "batch_size": {"grid": [8, 16]}},
+    )
+    trials = list_trials(config)[1:]
+    points = {(t.backbone.id, t.strategy.strategy, t.recipe.lr, t.recipe.batch_size) for t in trials}
+    assert len(trials) == len(points) == 2 * 2 * 3 * 2
+
+
+def test_num_samples_repeats_the_grid_with_new_draws() -> None:
+    config = make_config(
+        search_space={"lr": {"grid": [0.1, 0.01]}, "weight_decay": {"loguniform": [1e-6, 1e-2]}},
+        sweep={"num_samples": 3},
+    )
+    trials = list_trials(config)[1:]
+    assert [t.recipe.lr for t in trials] == [0.1, 0.01] * 3
+    assert len({t.recipe.weight_decay for t in trials}) == 6
+
+
+def test_loguniform_is_uniform_in_the_logarithm() -> None:
+    config = make_config(search_space={"lr": {"loguniform": [1e-5, 1e-1]}}, sweep={"num_samples": 400})
+    logs = np.log10([t.recipe.lr for t in list_trials(config)[1:]])
+    assert stats.kstest(logs, stats.uniform(loc=-5, scale=4).cdf).pvalue > 0.01
+
+
+def test_uniform_and_choice_stay_within_what_they_were_given() -> None:
+    config = make_config(
+        search_space={"label_smoothing": {"uniform": [0.0, 0.2]}, "optimizer": {"choice": ["sgd", "adamw"]}},
+        sweep={"num_samples": 50},
+    )
+    trials = list_trials(config)[1:]
+    assert all(0 <= t.recipe.label_smoothing <= 0.2 for t in trials)
+    assert {t.recipe.optimizer for t in trials} == {"sgd", "adamw"}
+
+
+def test_another_backbone_does_not_change_the_draws_of_the_others() -> None:
+    space = {"lr": {"loguniform": [1e-4, 1e-1]}}
+    alone = list_trials(make_config(backbones=["timm/b"], search_space=space))[1]
+    beside = list_trials(make_config(backbones=["timm/a", "timm/b"], search_space=space))[2]
+    assert beside.backbone.id == "timm/b"
+    assert alone.recipe == beside.recipe
+
+
+def test_a_value_that_a_strategy_fixes_is_not_searched_for_it() -> None:
+    config = make_config(
+        strategies=["linear_probe", {"strategy": "full", "training": {"lr": 0.0001}}],
+        search_space={"lr": {"grid": [0.1, 0.01]}},
+    )
+    rates = [(t.strategy.strategy, t.recipe.lr) for t in list_trials(config)[1:]]
+    assert rates == [("linear_probe", 0.1), ("linear_probe", 0.01), ("full", 0.0001)]
+
+
+def test_scratch_leaves_the_weights_of_its_backbone_out() -> None:
+    config = make_config(backbones=[{"id": "timm/a", "weights": "w.safetensors"}], strategies=["scratch", "full"])
+    assert [t.backbone.weights for t in list_trials(config)[1:]] == ["none", "w.safetensors"]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_same_configuration_always_gives_the_same_trials(seed: int) -> None:
+    config = make_config(seed=seed, search_space={"lr": {"loguniform": [1e-4, 1e-1]}}, sweep={"num_samples": 4})
+    assert list_trials(config) == list_trials(config)
+    ids = [t.trial_id for t in list_trials(config)]
+    assert len(set(ids)) == len(ids)
+    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_.") for name in ids)

@@ -1,0 +1,214 @@
+"""Files on local disk; what holds on S3 as well is tested against a server in tests/integration/test_s3.py."""
+
+import errno
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow.fs
+import pytest
+
+from tlray import storage
+from tlray.errors import StorageError
+
+
+@pytest.fixture(autouse=True)
+def no_aws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the machine's own S3 configuration, and nobody to ask for credentials."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    storage.forget_clients()
+
+
+def test_absolute_locations_have_no_tilde_dots_or_trailing_slash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert storage.absolute("~/runs/../data/") == "/home/somebody/data"
+    assert storage.absolute("data") == str(Path.cwd() / "data")
+    assert storage.absolute("s3://bucket/a/b/") == "s3://bucket/a/b"
+
+
+@pytest.mark.parametrize("uri", ["gs://bucket/x", "https://host/x", "s3://", "s3:///key"])
+def test_locations_that_cannot_be_used_are_refused_by_name(uri: str) -> None:
+    with pytest.raises(StorageError, match=uri):
+        storage.absolute(uri)
+
+
+def test_join_puts_one_slash_between_parts() -> None:
+    assert storage.join("s3://bucket/", "a/", "/b") == "s3://bucket/a/b"
+    assert storage.join("/", "a") == "/a"
+
+
+def test_bytes_and_text_come_back_as_written_and_nothing_else_is_left(tmp_path: Path) -> None:
+    uri = str(tmp_path / "new" / "folder" / "file")
+    storage.write_bytes(uri, b"first")
+    storage.write_text(uri, "grün")
+    assert storage.read_text(uri) == "grün"
+    assert os.listdir(tmp_path / "new" / "folder") == ["file"]
+
+
+def test_a_failed_write_leaves_the_old_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = str(tmp_path / "file")
+    storage.write_text(uri, "old")
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StorageError, match="No space left"):
+        storage.write_text(uri, "new")
+    assert os.listdir(tmp_path) == ["file"]
+    assert storage.read_text(uri) == "old"
+
+
+def test_files_are_listed_recursively_sorted_with_size_and_a_version_that_changes(tmp_path: Path) -> None:
+    for name in ("b/2", "b/1", "a", "b.txt"):
+        storage.write_text(str(tmp_path / name), name)
+    files = list(storage.list_files(str(tmp_path)))
+    assert [file.uri for file in files] == sorted(str(tmp_path / name) for name in ("b/2", "b/1", "a", "b.txt"))
+    assert [file.size for file in files] == [len(file.uri.removeprefix(f"{tmp_path}/")) for file in files]
+    storage.write_text(str(tmp_path / "a"), "longer")
+    assert list(storage.list_files(str(tmp_path)))[0].version != files[0].version
+
+
+def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    storage.write_text(str(tmp_path / "elsewhere" / "image"), "")
+    (tmp_path / "root" / "class").mkdir(parents=True)
+    (tmp_path / "root" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root" / "class" / "circle").symlink_to(tmp_path / "root")
+    (tmp_path / "root" / "class" / "nowhere").symlink_to(tmp_path / "gone")
+    listed = [file.uri.removeprefix(f"{tmp_path}/root/") for file in storage.list_files(str(tmp_path / "root"))]
+    assert listed == ["class/nowhere", "linked/image"]
+
+
+@pytest.mark.parametrize("operation", [storage.read_bytes, lambda uri: list(storage.list_files(uri))])
+def test_what_is_missing_is_named(operation: object, tmp_path: Path) -> None:
+    assert callable(operation)
+    with pytest.raises(storage.NotFoundError, match=f"^{tmp_path}/nothing does not exist$"):
+        operation(str(tmp_path / "nothing"))
+
+
+def test_a_local_copy_of_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(storage.NotFoundError), storage.local_copy(str(tmp_path / "nothing")):
+        pass
+
+
+def test_a_file_where_a_folder_is_needed_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for operation in (
+        lambda: storage.write_text(str(tmp_path / "file" / "below"), ""),
+        lambda: list(storage.list_files(str(tmp_path / "file"))),
+    ):
+        with pytest.raises(StorageError, match="is a file where a folder is needed"):
+            operation()
+    assert not storage.exists(str(tmp_path / "file" / "below"))
+
+
+def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
+    assert not storage.exists(str(tmp_path))
+    with pytest.raises(StorageError, match="is a folder, not a file"):
+        storage.read_bytes(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(errno.EACCES, "permission denied"), (errno.EROFS, "Read-only"), (errno.EIO, "Input/output")]
+)
+def test_refusals_of_the_system_become_one_line(
+    number: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, data: bytes) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(StorageError, match=said) as caught:
+        storage.check_writable(str(tmp_path))
+    assert str(caught.value).startswith(f"cannot write to {tmp_path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(StorageError, match="UTF-8"):
+        storage.read_text(str(tmp_path / "image"))
+
+
+def test_a_check_leaves_nothing_behind(tmp_path: Path) -> None:
+    storage.check_writable(str(tmp_path))
+    assert not os.listdir(tmp_path)
+
+
+def test_deleting_twice_is_no_error(tmp_path: Path) -> None:
+    storage.write_text(str(tmp_path / "file"), "")
+    storage.delete(str(tmp_path / "file"))
+    storage.delete(str(tmp_path / "file"))
+    assert not storage.exists(str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("links_work", [True, False])
+def test_one_of_sixteen_racing_writers_wins(links_work: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not links_work:
+
+        def refuse(source: object, target: object) -> None:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+    uri, start = str(tmp_path / "prize"), threading.Barrier(16)
+
+    def race(number: int) -> bool:
+        start.wait()
+        return storage.create_exclusive(uri, f"writer {number}".encode())
+
+    with ThreadPoolExecutor(16) as pool:
+        won = list(pool.map(race, range(16)))
+    assert won.count(True) == 1
+    assert storage.read_text(uri) == f"writer {won.index(True)}"
+    assert os.listdir(tmp_path) == ["prize"]
+
+
+def test_a_folder_is_copied_with_all_below_it(tmp_path: Path) -> None:
+    storage.write_text(str(tmp_path / "from" / "a"), "1")
+    storage.write_text(str(tmp_path / "from" / "deep" / "b"), "2")
+    storage.upload_folder(tmp_path / "from", str(tmp_path / "to"))
+    assert storage.read_text(str(tmp_path / "to" / "a")) == "1"
+    assert storage.read_text(str(tmp_path / "to" / "deep" / "b")) == "2"
+
+
+def test_the_local_copy_of_a_local_file_is_itself(tmp_path: Path) -> None:
+    storage.write_text(str(tmp_path / "file"), "")
+    with storage.local_copy(str(tmp_path / "file")) as path:
+        assert path == tmp_path / "file"
+
+
+def test_pyarrow_gets_local_paths_as_they_are(tmp_path: Path) -> None:
+    filesystem, path = storage.pyarrow_filesystem(str(tmp_path))
+    assert isinstance(filesystem, pyarrow.fs.LocalFileSystem)
+    assert filesystem.get_file_info(path).is_file is False
+
+
+def test_an_endpoint_where_nobody_listens_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tlray.storage.s3.ATTEMPTS", 1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:secret-password@127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-key")
+    with pytest.raises(StorageError, match=r"cannot connect to http://127\.0\.0\.1:9 ") as caught:
+        storage.read_bytes("s3://bucket/object")
+    assert "secret" not in str(caught.value)
+
+
+def test_without_credentials_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(StorageError, match="no credentials found; set AWS_ACCESS_KEY_ID"):
+        list(storage.list_files("s3://bucket"))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [("AWS_ENDPOINT_URL", "nonsense", "AWS_ENDPOINT_URL"), ("AWS_PROFILE", "nobody", r"profile \(nobody\)")],
+)
+def test_a_wrong_setting_is_named(variable: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(StorageError, match=said):
+        storage.exists("s3://bucket/object")

@@ -1,0 +1,110 @@
+"""Pixels -> a backbone's input. One image is (3, height, width) uint8 from decoding until the batch is normalised.
+
+    image = train_transform(image, preprocessing, "standard", generator)
+    inputs = normalise(torch.stack(images), preprocessing)
+
+What is done at evaluation is what the weights' own library does, to within a few of 256 grey levels.
+"""
+
+import math
+
+import torch
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from tlray.catalogue import Preprocessing
+
+LARGEST_SHIFT = 0.125  # of the input's size, "light"
+CROP_AREA = (0.35, 1.0)  # share of the image, "standard"
+CROP_RATIO = (3 / 4, 4 / 3)  # width to height
+CROP_TRIES = 10  # before the largest crop in the middle is taken
+
+
+def eval_transform(image: torch.Tensor, p: Preprocessing) -> torch.Tensor:
+    """(3, H, W) uint8 of any size -> (3, *p.input_size) uint8, the same every time."""
+    image = _resize(image, p)
+    image = _pad(image, p.input_size, p)
+    return F.center_crop(image, list(p.input_size))
+
+
+def train_transform(
+    image: torch.Tensor, p: Preprocessing, augmentation: str, generator: torch.Generator
+) -> torch.Tensor:
+    """(3, H, W) uint8 of any size -> (3, *p.input_size) uint8; all randomness comes from `generator`."""
+    if augmentation == "none":
+        return eval_transform(image, p)
+    if augmentation == "light":
+        image = _resize(image, p)
+        image = _shifted_crop(image, p, generator)
+        return _random_flip(image, generator)
+    assert augmentation == "standard", augmentation
+    image = _random_resized_crop(image, p, generator)
+    return _random_flip(image, generator)
+
+
+def normalise(images: torch.Tensor, p: Preprocessing) -> torch.Tensor:
+    """(B, 3, H, W) uint8 -> float32 of the range that the backbone was trained on, on the same device."""
+    mean = torch.tensor(p.mean, device=images.device).view(3, 1, 1)
+    std = torch.tensor(p.std, device=images.device).view(3, 1, 1)
+    return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+def _resize(image: torch.Tensor, p: Preprocessing) -> torch.Tensor:
+    height, width = image.shape[-2:]
+    if p.crop_mode == "squash":
+        size = [p.resize, p.resize]
+    elif p.crop_mode == "border":  # the long side
+        scale = p.resize / max(height, width)
+        size = [max(1, round(height * scale)), max(1, round(width * scale))]
+    else:  # the short side
+        size = [p.resize]
+    return F.resize(image, size, interpolation=InterpolationMode(p.interpolation), antialias=True)
+
+
+def _pad(image: torch.Tensor, size: tuple[int, int], p: Preprocessing, mode: str = "constant") -> torch.Tensor:
+    """At least `size`, the image in the middle; a constant border has the mean colour, as in timm's "border"."""
+    missing = [max(0, wanted - there) for wanted, there in zip(size, image.shape[-2:], strict=True)]
+    if missing == [0, 0]:
+        return image
+    top, left = (pixels // 2 for pixels in missing)
+    padding = [left, top, missing[1] - left, missing[0] - top]
+    fill: list[float] | None = [round(255 * value) for value in p.mean] if mode == "constant" else None
+    return F.pad(image, padding, fill=fill, padding_mode=mode)
+
+
+def _shifted_crop(image: torch.Tensor, p: Preprocessing, generator: torch.Generator) -> torch.Tensor:
+    """The evaluation's crop, moved a little; what lies beyond the image repeats its edge."""
+    height, width = p.input_size
+    down, right = round(height * LARGEST_SHIFT), round(width * LARGEST_SHIFT)
+    with_margin = (height + 2 * down, width + 2 * right)
+    image = _pad(image, with_margin, p, "constant" if p.crop_mode == "border" else "edge")
+    image = F.center_crop(image, list(with_margin))
+    return F.crop(image, _random_int(2 * down, generator), _random_int(2 * right, generator), height, width)
+
+
+def _random_resized_crop(image: torch.Tensor, p: Preprocessing, generator: torch.Generator) -> torch.Tensor:
+    top, left, height, width = _random_box(image.shape[-2], image.shape[-1], generator)
+    interpolation = InterpolationMode(p.interpolation)
+    return F.resized_crop(image, top, left, height, width, list(p.input_size), interpolation, antialias=True)
+
+
+def _random_box(height: int, width: int, generator: torch.Generator) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a crop, drawn as torchvision's RandomResizedCrop draws it."""
+    low, high = (math.log(ratio) for ratio in CROP_RATIO)
+    for _ in range(CROP_TRIES):
+        area = height * width * torch.empty(1).uniform_(*CROP_AREA, generator=generator).item()
+        ratio = torch.exp(torch.empty(1).uniform_(low, high, generator=generator)).item()
+        h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < h <= height and 0 < w <= width:
+            return _random_int(height - h, generator), _random_int(width - w, generator), h, w
+    h = min(height, round(width / CROP_RATIO[0]))
+    w = min(width, round(height * CROP_RATIO[1]))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _random_int(largest: int, generator: torch.Generator) -> int:
+    return int(torch.randint(0, largest + 1, (1,), generator=generator).item())
+
+
+def _random_flip(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return F.horizontal_flip(image) if torch.rand(1, generator=generator).item() < 0.5 else image

@@ -1,0 +1,113 @@
+"""Tables for the terminal: the leaderboard (fits 100 columns), an evaluation, the models to choose from."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from tlray.catalogue import ModelFacts
+from tlray.report.words import duration, interval, percent, points, varying_params
+from tlray.results import Evaluation, Leaderboard, LeaderboardRow
+
+LARGEST_CONFUSION = 10  # classes up to which an evaluation shows its confusion matrix
+
+
+def leaderboard_table(leaderboard: Leaderboard) -> Table:
+    """One row a trial, best first; accuracies in percent, the gain over the baseline in points. Failures are below."""
+    table = _table("leaderboard")
+    table.add_column("#", justify="right")
+    table.add_column("trial", overflow="fold")
+    table.add_column("searched", overflow="fold")
+    for column in ("val %", "test %", "gain over baseline", "epochs", "time"):
+        table.add_column(column, justify="right", no_wrap=True)
+    varying = varying_params(leaderboard.rows)
+    champion = leaderboard.champion
+    for row in leaderboard.rows:
+        is_champion = champion is not None and row.trial_id == champion.trial_id
+        table.add_row(*_leaderboard_cells(row, varying), style="bold" if is_champion else None)
+    notes = [f"{row.trial_id} failed: {row.error}" for row in leaderboard.rows if row.status == "failed"]
+    if leaderboard.no_gain_reason:
+        notes.append(f"no gains: {leaderboard.no_gain_reason}")
+    if any(row.gain is not None for row in leaderboard.rows):
+        notes.append(
+            f"gain in points of test accuracy with its {leaderboard.confidence:.0%} interval, "
+            f"{leaderboard.num_test_images} test images"
+        )
+    table.caption = escape("\n".join(notes)) or None
+    table.caption_justify = "left"
+    return table
+
+
+def _leaderboard_cells(row: LeaderboardRow, varying: Sequence[str]) -> list[str]:
+    params = " ".join(f"{key}={_short(row.params[key])}" for key in varying if key in row.params)
+    if row.status == "failed":
+        return ["", escape(row.trial_id), escape(params), "", "failed", "", str(row.epochs), duration(row.seconds)]
+    gain = "baseline" if row.is_baseline else ""
+    if row.gain is not None:
+        gain = f"{points(row.gain)} {interval(row.gain_low, row.gain_high)}"
+    stopped = " (stopped)" if row.status == "stopped" else ""
+    scores = [percent(row.val_accuracy), percent(row.test_accuracy)]
+    epochs = f"{row.epochs}{stopped}"
+    cells = [str(row.rank), row.trial_id, params, *scores, gain, epochs, duration(row.seconds)]
+    return [escape(cell) for cell in cells]
+
+
+def evaluation_table(evaluation: Evaluation) -> Table:
+    """Scores of the whole data set as the title, then recall and, of few classes, the confusion matrix."""
+    table = _table(
+        f"{evaluation.num_images} images: accuracy {percent(evaluation.accuracy)} %, "
+        f"top-5 {percent(evaluation.top5_accuracy)} %, macro-F1 {percent(evaluation.macro_f1)} %"
+    )
+    shows_confusion = len(evaluation.classes) <= LARGEST_CONFUSION
+    table.add_column("class", overflow="fold")
+    table.add_column("images", justify="right")
+    table.add_column("recall %", justify="right")
+    if shows_confusion:
+        for name in evaluation.classes:
+            table.add_column(escape(f"as {name}"), justify="right")
+    for index, name in enumerate(evaluation.classes):
+        counts = evaluation.confusion[index]
+        if sum(counts) or shows_confusion:
+            predicted = [str(count) for count in counts] if shows_confusion else []
+            table.add_row(escape(name), str(sum(counts)), percent(evaluation.recall[name]), *predicted)
+    if evaluation.bad:
+        lines = [f"{len(evaluation.bad)} images could not be read:", *(f"{b.uri}: {b.reason}" for b in evaluation.bad)]
+        table.caption = escape("\n".join(lines))
+        table.caption_justify = "left"
+    return table
+
+
+def models_table(models: Sequence[ModelFacts]) -> Table:
+    """One row an architecture; empty where the library publishes no figure."""
+    table = _table(f"{len(models)} models")
+    table.add_column("id", overflow="fold")
+    for column in ("pixels", "parameters", "top-1 %", "top-5 %", "GFLOPs", "MB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("licence")
+    table.add_column("weights", overflow="fold")
+    for model in models:
+        table.add_row(
+            model.id,
+            str(model.input_size),
+            _figure(model.num_params, ",d"),
+            _figure(model.top1, ".2f"),
+            _figure(model.top5, ".2f"),
+            _figure(model.gflops, ".2f"),
+            _figure(model.size_mb, ".0f"),
+            model.licence or "",
+            escape(", ".join(model.weights)),
+        )
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=escape(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,54 @@
+"""Figures as people read them: percent, points, durations, and which hyper-parameters a run has varied."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tlray.results import TrialResult
+
+
+def percent(fraction: float | None) -> str:
+    """0.9333 -> "93.3"; of nothing "-"."""
+    return "-" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def points(fraction: float | None) -> str:
+    """0.12 -> "+12.0"."""
+    return "-" if fraction is None else f"{100 * fraction:+.1f}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    return f"[{points(low)}, {points(high)}]"
+
+
+def duration(seconds: float) -> str:
+    """As in "42 s", "3:05 min", "2:07 h"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d} min"
+    return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
+
+
+def count(number: float | None) -> str:
+    """1234567 -> "1.23 M"."""
+    if number is None:
+        return "-"
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"
+
+
+def varying_params(results: Sequence[TrialResult]) -> list[str]:
+    """Hyper-parameters that do not have one value in all trials beside the baseline, in the recipe's order."""
+    rows = [row.params for row in results if not row.is_baseline]
+    keys = list(dict.fromkeys(key for params in rows for key in params))
+    return [key for key in keys if len({repr(params.get(key)) for params in rows}) > 1]
+
+
+def shared_params(results: Sequence[TrialResult]) -> dict[str, Any]:
+    """Hyper-parameters with one value in all trials beside the baseline."""
+    rows = [row.params for row in results if not row.is_baseline]
+    varying = varying_params(results)
+    return {key: value for key, value in rows[0].items() if key not in varying} if rows else {}

@@ -1,0 +1,159 @@
+"""Files on local disk and on S3 alike.
+
+    for info in storage.list_files("s3://bucket/images"):
+        data = storage.read_bytes(info.uri)
+
+A location is a local path or `s3://bucket/key`. Endpoint, credentials, profile and region of S3 are what boto3 finds
+(AWS_ENDPOINT_URL, AWS_PROFILE, AWS_REGION, ~/.aws, instance roles). Whatever goes wrong is a StorageError of one line.
+"""
+
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tlray.errors import StorageError
+from tlray.storage import local, s3
+from tlray.storage.s3 import forget_clients
+from tlray.storage.types import FileInfo, NotFoundError
+
+if TYPE_CHECKING:
+    import pyarrow.fs
+
+__all__ = [
+    "FileInfo",
+    "NotFoundError",
+    "absolute",
+    "check_writable",
+    "create_exclusive",
+    "delete",
+    "exists",
+    "forget_clients",
+    "is_remote",
+    "join",
+    "list_files",
+    "local_copy",
+    "pyarrow_filesystem",
+    "read_bytes",
+    "read_text",
+    "upload_folder",
+    "write_bytes",
+    "write_text",
+]
+
+
+def is_remote(uri: str) -> bool:
+    return uri.startswith("s3://")
+
+
+def absolute(uri: str) -> str:
+    """The location without `~`, `..` or a trailing slash, so that any process understands it."""
+    if is_remote(uri):
+        s3.bucket_and_key(uri)
+        return uri.rstrip("/")
+    if "://" in uri:
+        raise StorageError(f"{uri}: only local paths and s3:// locations can be used")
+    return os.path.abspath(os.path.expanduser(uri))
+
+
+def join(uri: str, *parts: str) -> str:
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def list_files(uri: str) -> Iterator[FileInfo]:
+    """Every file below a folder, recursively, sorted by uri.
+
+    A local folder that does not exist is a NotFoundError. S3 has no folders: a prefix without objects lists nothing.
+    """
+    return s3.list_files(uri) if is_remote(uri) else local.list_files(uri)
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole file; NotFoundError when there is none."""
+    return s3.read_bytes(uri) if is_remote(uri) else local.read_bytes(uri)
+
+
+def read_text(uri: str) -> str:
+    """The whole file as UTF-8."""
+    try:
+        return read_bytes(uri).decode()
+    except UnicodeDecodeError:
+        raise StorageError(f"{uri} is not a text file in UTF-8") from None
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a file whole or not at all; a reader never sees a part of it. Missing folders are made."""
+    if is_remote(uri):
+        s3.write_bytes(uri, data)
+    else:
+        local.write_bytes(uri, data)
+
+
+def write_text(uri: str, text: str) -> None:
+    write_bytes(uri, text.encode())
+
+
+def create_exclusive(uri: str, data: bytes) -> bool:
+    """Write a file only if there is none; of many who try at once, one gets True and the others False.
+
+    On S3 it takes a server that honours `If-None-Match: *` (AWS, Ceph and MinIO do).
+    """
+    return s3.create_exclusive(uri, data) if is_remote(uri) else local.create_exclusive(uri, data)
+
+
+def exists(uri: str) -> bool:
+    """Whether a file is there; a folder is not a file."""
+    return s3.exists(uri) if is_remote(uri) else local.exists(uri)
+
+
+def delete(uri: str) -> None:
+    """Remove a file; one that is not there is no error."""
+    if is_remote(uri):
+        s3.delete(uri)
+    else:
+        local.delete(uri)
+
+
+def upload_folder(folder: Path, uri: str) -> None:
+    """Copy every file below a local folder to below `uri`."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        destination = join(uri, path.relative_to(folder).as_posix())
+        if is_remote(uri):
+            s3.upload(path, destination)
+        else:
+            local.copy(path, destination)
+
+
+@contextmanager
+def local_copy(uri: str) -> Iterator[Path]:
+    """A local path to one file: itself when it is local, else a download that is deleted afterwards."""
+    if not is_remote(uri):
+        if not exists(uri):
+            raise NotFoundError(f"{uri} does not exist")
+        yield Path(uri)
+        return
+    with tempfile.TemporaryDirectory(prefix="tlray-") as folder:
+        path = Path(folder) / uri.rpartition("/")[2]  # the name's ending may say what is in it
+        s3.download(uri, path)
+        yield path
+
+
+def check_writable(uri: str) -> None:
+    """Write and delete a small file below `uri`; StorageError with the remedy where that is refused."""
+    probe = join(uri, f".tlray-probe-{secrets.token_hex(4)}")
+    try:
+        write_bytes(probe, b"tlray")
+        delete(probe)
+    except StorageError as error:
+        reason = str(error).replace(probe, uri).removeprefix(f"{uri}: ")
+        raise StorageError(f"cannot write to {uri}: {reason}") from None
+
+
+def pyarrow_filesystem(uri: str) -> tuple["pyarrow.fs.FileSystem", str]:
+    """The location for pyarrow, with the endpoint and credentials that boto3 finds -> (file system, path on it)."""
+    import pyarrow.fs
+
+    return s3.pyarrow_filesystem(uri) if is_remote(uri) else (pyarrow.fs.LocalFileSystem(), absolute(uri))

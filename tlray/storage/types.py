@@ -1,0 +1,18 @@
+"""What local disk and S3 have in common."""
+
+from dataclasses import dataclass
+
+from tlray.errors import StorageError
+
+
+class NotFoundError(StorageError):
+    """There is no such file, object or folder (a missing bucket is a plain StorageError)."""
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One file; `version` changes with its contents (the ETag on S3, modification time and size on local disk)."""
+
+    uri: str
+    size: int  # bytes
+    version: str

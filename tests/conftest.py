@@ -15,7 +15,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))  # for s3server, also with --import-mode=importlib
 
-from s3server import S3Server, missing_programs, running_s3_server  # noqa: E402
+from s3server import S3Server, chosen_server, running_s3_server  # noqa: E402
 
 S3_IN_USE = pytest.StashKey[S3Server]()
 CLASS_COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (210, 50, 40)}
@@ -43,8 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    missing = missing_programs()
-    return f"S3 server: {'moto, as there is no ' + ', '.join(missing) if missing else 'Ceph RADOS Gateway'}"
+    _, reason = chosen_server()
+    return f"S3 server: {reason}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -5,6 +5,7 @@
 
 One monitor, one OSD that keeps everything in memory, one gateway; all on free ports of 127.0.0.1, without cephx.
 `apt-get install --no-install-recommends radosgw ceph-mon ceph-osd ceph-common` provides the programs (Debian, Ubuntu).
+TLRAY_TEST_S3=moto in the environment asks for moto's server although they are there.
 """
 
 import contextlib
@@ -84,16 +85,20 @@ class S3Server:
     environment: dict[str, str]
 
 
-def missing_programs() -> list[str]:
-    """What of Ceph is not installed; empty when the real server can be started."""
-    return [program for program in PROGRAMS if shutil.which(program) is None]
+def chosen_server() -> tuple[Literal["ceph", "moto"], str]:
+    """Which server the tests get, and a line that says so and why."""
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    if os.environ.get("TLRAY_TEST_S3") == "moto":
+        return "moto", "moto, as TLRAY_TEST_S3 asks for"
+    return ("moto", f"moto, as there is no {', '.join(missing)}") if missing else ("ceph", "Ceph RADOS Gateway")
 
 
 @contextmanager
 def running_s3_server(folder: Path) -> Iterator[S3Server]:
     """The server while the block runs; `folder` is for its files and has a short path (sockets lie in it)."""
     access_key, secret_key = secrets.token_hex(10), secrets.token_hex(20)
-    with _running_moto() if missing_programs() else _running_ceph(folder, access_key, secret_key) as endpoint:
+    kind, _ = chosen_server()
+    with _running_moto() if kind == "moto" else _running_ceph(folder, access_key, secret_key) as endpoint:
         environment = {
             "AWS_ENDPOINT_URL": endpoint,
             "AWS_ACCESS_KEY_ID": access_key,
@@ -106,7 +111,7 @@ def running_s3_server(folder: Path) -> Iterator[S3Server]:
             # Ray and pyarrow read it; tlray asks for it itself
             "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
         }
-        yield S3Server("moto" if missing_programs() else "ceph", endpoint, environment)
+        yield S3Server(kind, endpoint, environment)
 
 
 @contextmanager

@@ -57,13 +57,20 @@ class Trace:
     """A traced model: `traced` shares the model's parameters and computes what it computes in evaluation mode.
 
     `boundaries[i]` is the position in `traced.graph.nodes` right after block i: every node before it runs with the
-    blocks 0..i, every node from it on with the blocks after them or the head.
+    blocks 0..i, every node from it on with the blocks after them or the head. Where the model has been moved to another
+    device, `fx.GraphModule(model, trace.traced.graph)` follows it: buffers of its outer modules are copies here.
     """
 
+    model: nn.Module
+    head: tuple[str, ...]
     traced: fx.GraphModule
     blocks: tuple[Block, ...]
     boundaries: tuple[int, ...]
     unused: tuple[str, ...]  # parameters that neither a block nor the head uses (auxiliary heads)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles trace their own model anew: a GraphModule's pickle knows nothing of opaque functions."""
+        return trace_model, (self.model, self.head)
 
 
 def trace_model(model: nn.Module, head: tuple[str, ...]) -> Trace:
@@ -89,6 +96,8 @@ def trace_model(model: nn.Module, head: tuple[str, ...]) -> Trace:
     _, after = _owned_by(model, nodes[boundaries[-1] :], owned)
     used = owned | set(after)
     return Trace(
+        model=model,
+        head=head,
         traced=traced,
         blocks=tuple(blocks),
         boundaries=tuple(boundaries),

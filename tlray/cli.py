@@ -22,12 +22,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out = Console(soft_wrap=True)
+out = Console(width=None if sys.stdout.isatty() else 120)
 
 ConfigArgument = Annotated[str, typer.Argument(help="YAML file, local or s3://", metavar="CONFIG")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="overrides such as training.epochs=5", metavar="[KEY=VALUE]...")
-]
+Overrides = Annotated[list[str] | None, typer.Argument(help="overrides such as training.epochs=5", metavar="KEY=VALUE")]
 RunArgument = Annotated[str, typer.Argument(help="run folder, local or s3://", metavar="RUN")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of a table")]
 
@@ -167,16 +165,26 @@ def report(run_uri: RunArgument, as_json: Json = False) -> None:
 @app.command()
 def doctor(
     config: Annotated[
-        str | None, typer.Argument(help="YAML file whose storage, images and weights to check too")
+        str | None, typer.Argument(help="YAML file whose storage, images and weights to check too", metavar="CONFIG")
     ] = None,
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
     """Say what is wrong with this installation, the cluster, the storage and the weights, before money is spent."""
-    from tlray.distributed.resources import cluster_summary
     from tlray.doctor import checks_table, run_checks
 
-    checks = run_checks(load_config(config, overrides) if config else None, cluster_summary)
+    def cluster() -> Any:
+        # A broken Ray must be a finding of the doctor, not the end of it.
+        from tlray.distributed.resources import cluster_summary
+
+        return cluster_summary()
+
+    def resources(sweep: Any, summary: Any) -> Any:
+        from tlray.distributed.resources import trial_resources
+
+        return trial_resources(sweep, summary)
+
+    checks = run_checks(load_config(config, overrides) if config else None, cluster, resources)
     _show(checks, checks_table(checks), as_json)
     if any(check.status == "problem" for check in checks):
         raise typer.Exit(1)

@@ -37,7 +37,7 @@ def demo_config(location: str) -> RunConfig:
             ],
             "training": {"epochs": 8, "batch_size": 32, "warmup_epochs": 0.5, "augmentation": "light"},
             "search_space": {"lr": {"grid": [0.003, 0.01]}},
-            "baseline": {"backbone": {**network, "weights": "none"}},
+            "baseline": {"backbone": {**network, "weights": "none"}, "training": {"lr": 0.01}},
             "sweep": {"scheduler": "fifo"},
         }
     )

@@ -45,7 +45,8 @@ def make_demo_data(synthetic: SyntheticConfig) -> DemoData:
         source = storage.join(location, "source")
         make_dataset(source, task="source", images_per_class=SOURCE_IMAGES, seed=synthetic.seed)
         storage.write_bytes(weights, _pretrain(source, synthetic.seed))
-    return DemoData(*(storage.join(target, split) for split in ("train", "val", "test")), weights=weights)
+    train, val, test = (storage.join(target, split) for split in ("train", "val", "test"))
+    return DemoData(train=train, val=val, test=test, weights=weights)
 
 
 def _pretrain(source: str, seed: int) -> bytes:

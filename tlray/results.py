@@ -61,9 +61,10 @@ class TrialResult(BaseModel):
 
     @model_validator(mode="after")
     def scores_fit_the_status(self) -> "TrialResult":
-        scores = (self.val_accuracy, self.val_loss, self.val_top5_accuracy, self.val_macro_f1)
-        scores += (self.test_accuracy, self.test_top5_accuracy, self.test_macro_f1)
-        if self.status == "failed" and (self.error is None or any(score is not None for score in scores)):
+        validation = (self.val_accuracy, self.val_loss, self.val_top5_accuracy, self.val_macro_f1)
+        test = (self.test_accuracy, self.test_top5_accuracy, self.test_macro_f1)
+        has_score = any(score is not None for score in (*validation, *test))
+        if self.status == "failed" and (self.error is None or has_score):
             raise ValueError(f"{self.trial_id}: a failed trial has a reason and no score")
         if self.status != "failed" and (self.val_accuracy is None or self.test_accuracy is None):
             raise ValueError(f"{self.trial_id}: a {self.status} trial has a validation and a test accuracy")

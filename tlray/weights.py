@@ -41,13 +41,13 @@ class WeightsFile:
 
 def read_weights(uri: str) -> WeightsFile:
     """The tensors and metadata of a weights file, on the CPU; BackboneError when it is missing or not one."""
-    uri = storage.absolute(uri)
     suffix = Path(uri).suffix.lower()
     if suffix not in (".safetensors", *PICKLED_SUFFIXES):
         raise BackboneError(
             f"weights {uri!r}: not a weights file; give pretrained, none, or a path or URI that ends in "
             f".safetensors or {', '.join(PICKLED_SUFFIXES)}; a weights tag goes into the id (torchvision/resnet50.TAG)"
         )
+    uri = storage.absolute(uri)
     if not storage.exists(uri):
         raise BackboneError(f"weights {uri!r}: no such file")
     with storage.local_copy(uri) as path:

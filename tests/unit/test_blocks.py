@@ -1,12 +1,16 @@
 """Blocks against published architectures, and the trace against the model that it was made from."""
 
+import copy
+import pickle
+from collections.abc import Callable
+
 import pytest
 import timm
 import torch
 import torchvision
 from torch import nn
 
-from tlray.blocks import trace_model
+from tlray.blocks import Trace, trace_model
 from tlray.errors import BackboneError
 
 torch.set_num_threads(1)
@@ -126,6 +130,15 @@ def test_the_trace_computes_what_the_model_computes(name: str) -> None:
     with torch.no_grad():
         assert torch.equal(traced(images), model(images))
     assert dict(traced.named_parameters())[f"{head}.weight"] is model.get_submodule(head).weight
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda trace: pickle.loads(pickle.dumps(trace))])
+def test_a_copied_trace_is_the_trace_of_the_copied_model(duplicate: Callable[[Trace], Trace]) -> None:
+    trace = trace_model(timm.create_model("test_vit", num_classes=5), ("head",))
+    copied = duplicate(trace)
+    assert copied.blocks == trace.blocks
+    assert copied.model is not trace.model
+    assert copied.traced.get_parameter("head.weight") is copied.model.get_parameter("head.weight")
 
 
 def test_tracing_leaves_every_training_flag_as_it_was() -> None:

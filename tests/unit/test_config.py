@@ -1,60 +1,11 @@
 """The configuration: what is accepted, what every refusal says, and that the written form reads back unchanged."""
 
-import re
-
 import pytest
 import yaml
 
+from tests.unit.config_texts import EVERY_SECTION, SMALLEST, refusal
 from tlray.config import Recipe, RunConfig, StrategyConfig, recipe_value
 from tlray.config_file import dump_config, parse_config
-from tlray.errors import ConfigError, InputError
-
-SMALLEST = """
-name: pets
-data:
-  train: photos
-backbones: [torchvision/resnet18]
-"""
-
-EVERY_SECTION = """
-name: pets
-storage: s3://bucket/runs
-seed: 7
-data:
-  train: s3://bucket/train
-  val: s3://bucket/val
-  exclude: ["*.gif"]
-backbones:
-  - torchvision/resnet18
-  - id: timm/resnet10t
-    weights: none
-    options: {drop_rate: 0.1}
-strategies:
-  - linear_probe
-  - strategy: partial
-    trainable_blocks: 2
-    training: {epochs: 3}
-  - strategy: gradual
-    unfreeze: {1: 0, 2: 3, 4: all}
-  - strategy: full
-    search_space:
-      lr: {loguniform: [0.0001, 0.01]}
-training: {epochs: 4, optimizer: sgd}
-search_space:
-  weight_decay: {grid: [0.0, 0.0001]}
-baseline:
-  backbone: {id: timm/resnet10t, weights: none}
-  training: {epochs: 8}
-sweep: {num_samples: 2, scheduler: fifo}
-export: {top_k: 2}
-"""
-
-
-def refusal(text: str, *overrides: str) -> str:
-    """The message with which the configuration is refused."""
-    with pytest.raises(ConfigError) as caught:
-        parse_config(text, overrides, source="run.yaml")
-    return str(caught.value)
 
 
 def with_strategy(strategy: str) -> RunConfig:
@@ -248,78 +199,6 @@ def test_fractions_that_leave_nothing_to_train_on_are_refused_only_where_both_ar
 def test_at_least_one_backbone_and_one_strategy_are_needed() -> None:
     assert "backbones: " in refusal(SMALLEST, "backbones=[]")
     assert "strategies: " in refusal(SMALLEST, "strategies=[]")
-
-
-def test_an_override_sets_adds_and_replaces_values_with_yaml_types() -> None:
-    config = parse_config(
-        EVERY_SECTION,
-        [
-            "name=cats",
-            "training.lr=3e-4",
-            "training.freeze_bn=false",
-            "data.val=null",
-            "data.test=a folder/with spaces",
-            "backbones.1.weights=none",
-            "backbones.0=timm/resnet10t",
-            "search_space.lr.choice=[0.1, 0.01]",
-            "storage=~/runs=1",
-        ],
-    )
-    assert (config.name, config.training.lr, config.training.freeze_bn) == ("cats", 3e-4, False)
-    assert (config.data.val, config.data.test) == (None, "a folder/with spaces")
-    assert config.backbones[0].id == "timm/resnet10t"
-    assert config.search_space["lr"].choice == (0.1, 0.01)
-    assert config.storage == "~/runs=1"
-    assert config.training.epochs == 4
-
-
-def test_the_last_of_two_overrides_of_one_key_wins() -> None:
-    assert parse_config(SMALLEST, ["seed=1", "seed=2"]).seed == 2
-
-
-@pytest.mark.parametrize(
-    ("override", "reason"),
-    [
-        ("training.epochs", "'training.epochs' is not of the form key=value"),
-        ("=3", "'=3' is not of the form key=value"),
-        ("name=[1", "'[1' is not a YAML value"),
-        ("data.train.x=1", "train is a single value and has no key below it"),
-        ("backbones.1=x", "'1' is not an index of a list of 1"),
-        ("backbones.first=x", "'first' is not an index of a list of 1"),
-        ("backbones.5.weights=none", "'5' is not an index of a list of 1"),
-        ("backbones.first.weights=none", "'first' is not an index of a list of 1"),
-    ],
-)
-def test_an_override_that_cannot_be_applied_is_refused_by_name(override: str, reason: str) -> None:
-    message = refusal(SMALLEST, override)
-    assert reason in message
-    assert override.partition("=")[0] in message
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("", "holds no configuration"),
-        ("- a\n- b", "holds no configuration"),
-        ("name: [", "is not valid YAML"),
-        ("name: !!python/object:os.system {}", "is not valid YAML"),
-    ],
-)
-def test_text_that_is_no_mapping_is_refused_with_the_name_of_its_file(text: str, reason: str) -> None:
-    message = refusal(text)
-    assert message.startswith("run.yaml ")
-    assert reason in message
-
-
-def test_a_missing_required_key_is_named() -> None:
-    assert refusal("name: pets\nbackbones: [x]") == "run.yaml: data: field required"
-
-
-@pytest.mark.parametrize("override", ["training.epochs=0", "training.epoch=1", "strategies=[partial]", "name=[1"])
-def test_every_refusal_is_one_line_and_the_users_mistake(override: str) -> None:
-    assert not re.search(r"[\r\n]", refusal(SMALLEST, override))
-    assert issubclass(ConfigError, InputError)
-    assert ConfigError.exit_code == 2
 
 
 def test_sections_compare_by_value() -> None:

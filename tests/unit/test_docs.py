@@ -16,11 +16,10 @@ README = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
 GUIDES = ["README.md", "CONTRIBUTING.md"]
 
-# Put together from parts, so that this file does not contain what it looks for.
-PRIVATE = [
-    re.compile(r"(?<![\w.~{}*$/-])/(?:" + "|".join(("ro" + "ot", "ho" + "me", "Us" + "ers", "wo" + "rk")) + r")/\w"),
-    re.compile("|".join(("py" + r"pi\.org", "python" + "hosted", "registry" + r"\.npm", "deb" + r"\.debian"))),
-]
+# Put together from parts, so that this file does not contain what it looks for. `somebody` is nobody's folder.
+FOLDERS = "|".join(("ro" + "ot", "ho" + "me", "Us" + "ers", "wo" + "rk"))
+REGISTRIES = "|".join(("py" + r"pi\.org", "python" + "hosted", "registry" + r"\.npm", "deb" + r"\.debian"))
+PRIVATE = [re.compile(rf"(?<![\w.~{{}}*$/-])/(?:{FOLDERS})/(?!somebody\b)\w"), re.compile(REGISTRIES)]
 
 
 def commands() -> dict[str, str]:

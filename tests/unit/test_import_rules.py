@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     # after the sweep
     "export": {"config", "storage", "catalogue", "backbone", "data", "training", "results"},
-    "report": {"config", "storage", "catalogue", "results"},
+    "report": {"config", "config_file", "storage", "catalogue", "data", "results"},
     "predict": {"storage", "catalogue", "backbone", "data", "training", "export", "results"},
     "conclude": {"storage", "data", "training", "results", "export", "report", "prepare"},
     # what a person starts

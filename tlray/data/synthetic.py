@@ -3,11 +3,12 @@
     make_dataset("~/shapes", task="target", images_per_class={"train": 25, "val": 25, "test": 50}, seed=0)
     # ~/shapes/train/arrow/0000.jpg ...
 
-Two tasks with no class in common and the same kind of picture: a bright shape of some size, place and tilt on a dark noisy
-background with scribbles over it. A network that has learned to see the source task's shapes needs few images of the
-target's; one that starts from random weights has to find edges and corners first.
+Two tasks with no class in common and the same kind of picture: a bright shape of some size, place and tilt on a dark
+noisy background with scribbles over it. A network that has learned to see the source task's shapes needs few images of
+the target's; one that starts from random weights has to find edges and corners first.
 """
 
+import hashlib
 import io
 import math
 from collections.abc import Callable, Mapping
@@ -92,19 +93,20 @@ def make_dataset(location: str, *, task: Task, images_per_class: Mapping[str, in
 
     The bytes of an image depend on the seed, the task, the split, the class and its number alone.
     """
-    shapes = SHAPES[task]
     wanted = [
-        (split_index, split, class_index, name, number)
-        for split_index, (split, count) in enumerate(sorted(images_per_class.items()))
-        for class_index, name in enumerate(shapes)
+        (split, name, number)
+        for split, count in images_per_class.items()
+        for name in SHAPES[task]
         for number in range(count)
     ]
 
-    def write(item: tuple[int, str, int, str, int]) -> None:
-        split_index, split, class_index, name, number = item
-        generator = np.random.default_rng([seed, len(task), split_index, class_index, number])
-        data = _jpeg(_draw(shapes[name](), generator))
-        storage.write_bytes(storage.join(location, split, name, f"{number:04d}.jpg"), data)
+    def write(item: tuple[str, str, int]) -> None:
+        split, name, number = item
+        image = f"{split}/{name}/{number:04d}"
+        # not only numbers: two tasks with the same backgrounds and places would be one task in part
+        digest = hashlib.sha256(f"{seed}/{task}/{image}".encode()).digest()
+        generator = np.random.default_rng(list(digest))
+        storage.write_bytes(storage.join(location, f"{image}.jpg"), _jpeg(_draw(SHAPES[task][name](), generator)))
 
     with ThreadPoolExecutor(max_workers=8) as pool:
         list(pool.map(write, wanted))

@@ -28,7 +28,7 @@ def nested_trial(config: dict[str, Any], *, resources: TrialResources, max_failu
         run_config=ray.train.RunConfig(
             name=settings["trial_id"],
             storage_path=storage.join(settings["run_uri"], "ray"),
-            callbacks=[TuneReportCallback()],
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # typed for the older Ray Train
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
         ),
     ).fit()

@@ -1,5 +1,6 @@
 """What the cluster has, what a trial takes, and how many trials therefore run at once."""
 
+import logging
 import os
 from dataclasses import dataclass
 
@@ -47,7 +48,9 @@ def connect() -> None:
     # Ray's GPU variable would otherwise be emptied in tasks that reserve none, with a warning each time.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(
-        include_dashboard=False if "RAY_ADDRESS" not in os.environ else None, log_to_driver=False, logging_level="ERROR"
+        include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
     )
 
 

@@ -41,21 +41,23 @@ class BaselineSparingAsha(FIFOScheduler):
             grace_period=sweep.grace_period,
             reduction_factor=sweep.reduction_factor,
         )
+        controller: Any = None  # ASHA does not ask it anything
         for trial_id in sorted(history.keys() & self._epochs.keys()):
-            known = SimpleNamespace(trial_id=trial_id)
-            self._asha.on_trial_add(None, known)
+            self._asha.on_trial_add(controller, _named(trial_id))
             for metrics in history[trial_id]:
-                self._asha.on_trial_result(None, known, {"epoch": metrics.epoch, "val_accuracy": metrics.val_accuracy})
+                self._asha.on_trial_result(
+                    controller, _named(trial_id), {"epoch": metrics.epoch, "val_accuracy": metrics.val_accuracy}
+                )
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         if our_trial_id(trial) in self._epochs:
-            self._asha.on_trial_add(tune_controller, _under_our_id(trial))
+            self._asha.on_trial_add(tune_controller, _named(our_trial_id(trial)))
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         last_epoch = self._epochs.get(our_trial_id(trial))
         if last_epoch is None:
             return TrialScheduler.CONTINUE
-        action = self._asha.on_trial_result(tune_controller, _under_our_id(trial), result)
+        action = self._asha.on_trial_result(tune_controller, _named(our_trial_id(trial)), result)
         return TrialScheduler.CONTINUE if result["epoch"] >= last_epoch else action
 
 
@@ -64,5 +66,6 @@ def our_trial_id(trial: Trial) -> str:
     return trial.config["trial"]["trial_id"]
 
 
-def _under_our_id(trial: Trial) -> Any:
-    return SimpleNamespace(trial_id=our_trial_id(trial))
+def _named(trial_id: str) -> Any:
+    """What ASHA looks at in a trial."""
+    return SimpleNamespace(trial_id=trial_id)

@@ -108,6 +108,10 @@ class _Rows(tune.Callback):
     def __init__(self, trials: dict[str, TrialConfig], run_uri: str, watch: Watcher) -> None:
         self._trials, self._run_uri, self._watch = trials, run_uri, watch
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks for a restore that is never made, and a console cannot be pickled."""
+        return {}
+
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._watch.trial_started(our_trial_id(trial))
 

@@ -46,7 +46,7 @@ def write_card(
         limits=_limits(config, metrics, data_summary),
         shown_params={key: value for key, value in config.params.items() if value is not None},
     )
-    (folder / CARD).write_text(text)
+    (folder / CARD).write_text(text, encoding="utf-8")
 
 
 def weights_licence(backbone_id: str, weights: str) -> str:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -126,7 +127,7 @@ def _trace_written_out(model: nn.Module, images: torch.Tensor) -> torch.export.E
 
     Fused attention with a mask (BEiT) fails in the ONNX exporter's decomposition, and ONNX Runtime fuses by itself.
     """
-    fused = [module for module in model.modules() if getattr(module, "fused_attn", False) is True]
+    fused: list[Any] = [module for module in model.modules() if getattr(module, "fused_attn", False) is True]
     if not fused:
         return None
     try:

@@ -12,17 +12,20 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from tlray.report.words import count
 from tlray.results import LeaderboardRow, TrialResult
 
 INK = "#010203"  # stands for the page's text colour until the SVG is put into the page
 PALETTE = ("#3b82f6", "#f0803c", "#12a67c", "#c65bb0", "#8b7cf0", "#b5920f", "#2fb0c7", "#e05260")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v")
-BASELINE = "baseline"
+BASELINE, BASELINE_DASH = "baseline", (0, (1, 2.4))
+LEGEND_COLUMNS = 4
+MINOR_LABELS_BELOW = 30  # ratio of a logarithmic axis' ends up to which 2 and 5 are labelled too
 LARGEST_NUM_GAINS = 40
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a class may be called "$5"
     "font.size": 10,
@@ -58,7 +61,7 @@ class Looks:
 
     def line(self, result: TrialResult) -> dict[str, Any]:
         if result.is_baseline:
-            return {"color": INK, "linestyle": DASHES[2]}
+            return {"color": INK, "linestyle": BASELINE_DASH}
         colour, dash = self._keys(result)
         return {"color": self.colours[colour], "linestyle": self.dashes[dash]}
 
@@ -82,7 +85,7 @@ class Looks:
                 entries.append(Line2D([], [], color=INK, label=_short(name), **look))
         baseline = next((result for result in results if result.is_baseline), None)
         if baseline is not None:
-            look = {"marker": "X", "linestyle": ""} if points else {"linestyle": DASHES[2]}
+            look = {"marker": "X", "linestyle": ""} if points else {"linestyle": BASELINE_DASH}
             entries.append(Line2D([], [], color=INK, label=BASELINE, **look))
         return entries
 
@@ -106,7 +109,7 @@ def learning_curves(
                 [row["epoch"] for row in rows],
                 [row["val_accuracy"] for row in rows],
                 **looks.line(result),
-                linewidth=3.0 if is_champion else 1.4,
+                linewidth=3.0 if is_champion else 2.0 if result.is_baseline else 1.4,
                 alpha=1.0 if is_champion or result.is_baseline else 0.75,
                 marker="o" if len(rows) == 1 else None,
                 markersize=4,
@@ -117,7 +120,7 @@ def learning_curves(
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         _legend(figure, looks.handles(results, points=False))
 
-    return _svg("Validation accuracy by epoch", (9.6, 3.9), draw)
+    return _svg("Validation accuracy by epoch", (9.6, 4.2), draw)
 
 
 def gains(rows: Sequence[LeaderboardRow]) -> str:
@@ -127,7 +130,7 @@ def gains(rows: Sequence[LeaderboardRow]) -> str:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        axes.axvline(0, color=INK, linewidth=0.9, linestyle=DASHES[2])
+        axes.axvline(0, color=INK, linewidth=1.2, linestyle=BASELINE_DASH)
         for place, row in enumerate(shown):
             assert row.gain is not None
             assert row.gain_low is not None
@@ -142,7 +145,7 @@ def gains(rows: Sequence[LeaderboardRow]) -> str:
         axes.set_xlabel("gain over the baseline, points of test accuracy (95 % interval)")
         _legend(figure, looks.handles([row for row in rows if not row.is_baseline], points=True))
 
-    return _svg("Gain over the baseline with its confidence interval", (9.6, 1.2 + 0.26 * len(shown)), draw)
+    return _svg("Gain over the baseline with its confidence interval", (9.6, 1.6 + 0.26 * len(shown)), draw)
 
 
 def accuracy_over_cost(rows: Sequence[LeaderboardRow]) -> str:
@@ -158,7 +161,7 @@ def accuracy_over_cost(rows: Sequence[LeaderboardRow]) -> str:
         left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         _legend(figure, looks.handles(rows, points=True))
 
-    return _svg("Test accuracy over trained parameters and over training time", (9.6, 3.5), draw)
+    return _svg("Test accuracy over trained parameters and over training time", (9.6, 3.9), draw)
 
 
 def _scatter(
@@ -170,15 +173,21 @@ def _scatter(
 ) -> None:
     for row in rows:
         value = cost(row)
-        if value:
+        if value and row.test_accuracy is not None:
             axes.plot([value], [row.test_accuracy], **looks.point(row), markersize=6.5, linestyle="", alpha=0.85)
     axes.set_xscale("log")
+    # the default labels are powers in mathematical type, which the style has switched off
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
+    low, high = axes.get_xlim()
+    between = "25" if high < MINOR_LABELS_BELOW * low else ""
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: count(value) if f"{value:e}"[0] in between else ""))
+    axes.tick_params(axis="x", which="minor", labelsize=8)
     axes.set_xlabel(label)
 
 
 def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
     if handles:
-        figure.legend(handles=list(handles), loc="outside right upper", fontsize=9)
+        figure.legend(handles=list(handles), loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize=9)
 
 
 def _short(name: str) -> str:

@@ -34,6 +34,8 @@ def leaderboard_table(leaderboard: Leaderboard) -> Table:
             f"gain in points of test accuracy with its {leaderboard.confidence:.0%} interval, "
             f"{leaderboard.num_test_images} test images"
         )
+    if any(row.status == "stopped" for row in leaderboard.rows):
+        notes.append("* stopped early by the scheduler")
     table.caption = escape("\n".join(notes)) or None
     table.caption_justify = "left"
     return table
@@ -46,9 +48,8 @@ def _leaderboard_cells(row: LeaderboardRow, varying: Sequence[str]) -> list[str]
     gain = "baseline" if row.is_baseline else ""
     if row.gain is not None:
         gain = f"{points(row.gain)} {interval(row.gain_low, row.gain_high)}"
-    stopped = " (stopped)" if row.status == "stopped" else ""
     scores = [percent(row.val_accuracy), percent(row.test_accuracy)]
-    epochs = f"{row.epochs}{stopped}"
+    epochs = f"{row.epochs}*" if row.status == "stopped" else str(row.epochs)
     cells = [str(row.rank), row.trial_id, params, *scores, gain, epochs, duration(row.seconds)]
     return [escape(cell) for cell in cells]
 
@@ -102,7 +103,8 @@ def models_table(models: Sequence[ModelFacts]) -> Table:
 
 
 def _table(title: str) -> Table:
-    return Table(title=escape(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    title = escape(title)
+    return Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
 
 
 def _figure(value: float | None, form: str) -> str:

@@ -159,6 +159,7 @@ def _described(trial: TrialConfig, progress: Progress, backbone: Backbone | None
 
 def _load_best(backbone: Backbone, trial: TrialConfig, folder: TrialFolder, progress: Progress) -> None:
     frozen_hash = hash_tensors(backbone.model, thaw_plan(backbone, trial).frozen_keys)
+    backbone.model.train()  # some timm models cache what they derive from their weights until this is called
     unpack_model(backbone.model, folder.load_tensors(progress.best_epoch, frozen_hash))
 
 

@@ -1,0 +1,115 @@
+"""A run folder with made-up results, for tests of the report: nothing is trained."""
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tlray import storage
+from tlray.config import RunConfig, TrialConfig
+from tlray.config_file import dump_config
+from tlray.data.manifest import BadImage, Image, Manifest, save_manifest
+from tlray.results import TrialResult, append_result
+from tlray.search_space import list_trials
+
+NUM_EPOCHS = 4
+STRATEGIES = ("linear_probe", {"strategy": "partial", "trainable_blocks": 2}, "full")
+
+
+def make_run(
+    run_uri: str,
+    *,
+    classes: Sequence[str] = ("daisy", "rose", "tulip"),
+    backbones: Sequence[str] = ("timm/test_resnet", "timm/test_vit"),
+    num_ended: int | None = None,
+    failed: Sequence[int] = (),
+    stopped: Sequence[int] = (),
+    bad: Sequence[tuple[str, str]] = (),
+    num_test: int = 60,
+) -> list[TrialConfig]:
+    """Write a run of which the first `num_ended` trials have ended; `failed` and `stopped` are their places."""
+    config = RunConfig.model_validate(
+        {
+            "name": "flowers",
+            "data": {"train": "s3://bucket/flowers"},
+            "backbones": list(backbones),
+            "strategies": list(STRATEGIES),
+            "search_space": {"lr": {"grid": [0.001, 0.01]}},
+            "training": {"epochs": NUM_EPOCHS},
+        }
+    )
+    trials = list_trials(config)
+    storage.write_text(storage.join(run_uri, "config.yaml"), dump_config(config))
+    plan = {"trials": [{"trial_id": trial.trial_id} for trial in trials]}
+    storage.write_text(storage.join(run_uri, "plan.json"), json.dumps(plan))
+    save_manifest(_manifest(classes, num_test, bad), run_uri)
+    random = np.random.default_rng(0)
+    for place, trial in enumerate(trials[:num_ended]):
+        if place in failed:
+            result = _row(trial, status="failed", error="out of GPU memory: lower batch_size", seconds=2.0)
+        else:
+            status = "stopped" if place in stopped else "completed"
+            result = _trained(run_uri, trial, classes, num_test, status, random)
+        append_result(run_uri, result)
+    return trials
+
+
+def _manifest(classes: Sequence[str], num_test: int, bad: Sequence[tuple[str, str]]) -> Manifest:
+    images = [
+        Image(f"s3://bucket/{split}/{i}.jpg", i % len(classes), split, _hash(f"{split}{i}"), 1000, 64, 64)
+        for split, count in (("train", 2 * num_test), ("val", num_test), ("test", num_test))
+        for i in range(count)
+    ]
+    return Manifest(tuple(classes), tuple(images), tuple(BadImage(*image) for image in bad))
+
+
+def _trained(
+    run_uri: str, trial: TrialConfig, classes: Sequence[str], num_test: int, status: str, random: np.random.Generator
+) -> TrialResult:
+    accuracy = 0.5 if trial.is_baseline else random.uniform(0.7, 0.95)
+    history = [
+        {"epoch": epoch, "train_loss": 1 / epoch, "val_loss": 1 / epoch, "val_accuracy": accuracy * epoch / NUM_EPOCHS}
+        for epoch in range(1, NUM_EPOCHS + 1)
+    ]
+    folder = storage.join(run_uri, "trials", trial.trial_id)
+    storage.write_text(storage.join(folder, "history.jsonl"), "".join(json.dumps(row) + "\n" for row in history))
+    label = np.arange(num_test) % len(classes)
+    correct = random.random(num_test) < accuracy
+    predicted = np.where(correct, label, (label + 1) % len(classes))
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"row": np.arange(num_test), "label": label, "predicted": predicted}), sink)
+    storage.write_bytes(storage.join(folder, "test_predictions.parquet"), sink.getvalue())
+    return _row(
+        trial,
+        status=status,
+        epochs=NUM_EPOCHS,
+        best_epoch=NUM_EPOCHS,
+        val_accuracy=accuracy,
+        val_loss=0.5,
+        test_accuracy=float(correct.mean()),
+        num_params=400_000,
+        num_trainable_params=1_000,
+        seconds=12.0,
+    )
+
+
+def _row(trial: TrialConfig, **fields: Any) -> TrialResult:
+    return TrialResult(
+        trial_id=trial.trial_id,
+        backbone=trial.backbone.id,
+        weights=trial.backbone.weights,
+        strategy=trial.strategy.label,
+        params=trial.recipe.model_dump(),
+        seed=trial.seed,
+        is_baseline=trial.is_baseline,
+        **fields,
+    )
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

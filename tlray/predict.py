@@ -1,0 +1,214 @@
+"""Classify images and score a model on labelled ones: what `tlray predict` and `tlray evaluate` call.
+
+    for prediction in predict("runs/birds/.../exports/1-resnet50", ["photos/", "s3://bucket/new/*.jpg"]): ...
+    evaluation = evaluate("torchvision/mobilenet_v2", "labelled/")
+
+The model is an export bundle, a run folder (its best export) or a backbone's id (its own ImageNet labels). Images that
+cannot be read do not stop anything: they are predictions with an error, and `bad` of an evaluation.
+"""
+
+import fnmatch
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+
+from tlray import storage
+from tlray.backbone import load_classifier
+from tlray.errors import DataError, InputError, nearest
+from tlray.export.files import CHECKSUMS
+from tlray.export.model import Model, Prediction, load
+from tlray.results import Evaluation, UnreadableImage
+from tlray.training.metrics import ClassificationSums
+
+WILDCARDS = re.compile(r"[*?\[]")
+LOGITS_PER_UPDATE = 256
+
+
+def predict(
+    model_ref: str,
+    inputs: Sequence[str],
+    *,
+    weights: str = "pretrained",
+    device: str | None = None,
+    batch_size: int = 32,
+    num_threads: int = 8,
+) -> Iterator[Prediction]:
+    """Predictions in the order of the inputs, while they are computed.
+
+    `inputs`: files, patterns (`*`, `?`, `[...]`, `**`), folders and s3:// prefixes with everything below them.
+    `weights` is for a backbone's id: pretrained, or the location of a weights file. `device` is by default the first
+    GPU, or the CPU. InputError, before the first prediction: no such model, or an input that is not there.
+    """
+    uris = list_inputs(inputs)
+    model = open_model(model_ref, weights=weights, device=device, batch_size=batch_size, num_threads=num_threads)
+    return model.stream(uris)
+
+
+def evaluate(
+    model_ref: str,
+    data: str,
+    *,
+    weights: str = "pretrained",
+    device: str | None = None,
+    batch_size: int = 32,
+    num_threads: int = 8,
+) -> Evaluation:
+    """Scores on `data`, a folder or s3:// prefix with one sub-folder of images per class of the model.
+
+    DataError: a sub-folder that is no class of the model, no images, or none that can be read.
+    """
+    model = open_model(model_ref, weights=weights, device=device, batch_size=batch_size, num_threads=num_threads)
+    labels = _labelled_images(data, model.classes)
+    sums = ClassificationSums(len(model.classes))
+    bad: list[UnreadableImage] = []
+    logits: list[torch.Tensor] = []
+    truth: list[int] = []
+    for scored in model.score(labels):
+        if scored.logits is None:
+            bad.append(UnreadableImage(uri=scored.image, reason=scored.error or ""))
+            continue
+        logits.append(scored.logits)
+        truth.append(labels[scored.image])
+        if len(logits) == LOGITS_PER_UPDATE:
+            sums.update(torch.stack(logits), torch.tensor(truth))
+            logits, truth = [], []
+    if logits:
+        sums.update(torch.stack(logits), torch.tensor(truth))
+    if len(bad) == len(labels):
+        raise DataError(f"{data}: none of the {len(bad)} images can be read, for example {bad[0].uri}: {bad[0].reason}")
+    return _evaluation(model.classes, sums, bad)
+
+
+def open_model(
+    model_ref: str,
+    *,
+    weights: str = "pretrained",
+    device: str | None = None,
+    batch_size: int = 32,
+    num_threads: int = 8,
+) -> Model:
+    """The model that `model_ref` means: an export bundle, a run's best export, or a backbone's own classifier."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    location = storage.absolute(model_ref)
+    bundle = _find_bundle(location)
+    if bundle is not None:
+        if weights != "pretrained":
+            raise InputError(f"weights {weights!r}: {model_ref} brings its own; weights are for a backbone's id")
+        return load(bundle, device=device, batch_size=batch_size, num_threads=num_threads)
+    if storage.is_remote(model_ref) or os.path.exists(location) or model_ref.startswith(("/", ".", "~")):
+        raise DataError(
+            f"{model_ref} is neither an export bundle (it has no {CHECKSUMS}) nor a run folder with exports"
+        )
+    module, preprocessing, classes = load_classifier(model_ref, weights)
+    return Model(module, classes, preprocessing, device=device, batch_size=batch_size, num_threads=num_threads)
+
+
+def list_inputs(inputs: Iterable[str]) -> list[str]:
+    """Every image that `inputs` name, in order, folders and patterns sorted; DataError for one that names nothing."""
+    return [uri for given in inputs for uri in _expand(given)]
+
+
+def _expand(given: str) -> list[str]:
+    location = storage.absolute(given)
+    if storage.exists(location):
+        return [location]
+    if WILDCARDS.search(location):
+        found = _remote_glob(location) if storage.is_remote(location) else _local_glob(location)
+        if not found:
+            raise DataError(f"no file matches {given}")
+        return found
+    try:
+        found = [uri for uri, path in _files_below(location) if not _is_hidden(path)]
+    except storage.NotFoundError:
+        raise DataError(f"{given} does not exist") from None
+    if not found:
+        raise DataError(f"{given} " + ("does not exist" if storage.is_remote(given) else "holds no files"))
+    return found
+
+
+def _local_glob(pattern: str) -> list[str]:
+    return sorted({path for path in glob.iglob(pattern, recursive=True) if os.path.isfile(path)})
+
+
+def _remote_glob(pattern: str) -> list[str]:
+    """Objects that match; as in local patterns, `*` stays within a folder and `**` does not."""
+    *folders, _ = WILDCARDS.split(pattern, maxsplit=1)[0].split("/")
+    if len(folders) < 3:  # s3: and the empty part between the slashes
+        raise DataError(f"{pattern}: the bucket's name cannot be a pattern")
+    found = _files_below("/".join(folders))
+    return [uri for uri, path in found if _matches(path.split("/"), pattern.split("/")[len(folders) :])]
+
+
+def _matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern or not names:
+        return not names and all(part == "**" for part in pattern)
+    if pattern[0] == "**":
+        return _matches(names, pattern[1:]) or _matches(names[1:], pattern)
+    return fnmatch.fnmatchcase(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
+
+
+def _find_bundle(location: str) -> str | None:
+    """`location` itself, or the first in rank below its exports/; None where there is neither."""
+    if storage.exists(storage.join(location, CHECKSUMS)):
+        return location
+    exports = storage.join(location, "exports")
+    try:
+        names = [
+            path.split("/")[0] for _, path in _files_below(exports) if path.count("/") == 1 and path.endswith(CHECKSUMS)
+        ]
+    except storage.NotFoundError:
+        return None
+    ranked = [name for name in names if name.partition("-")[0].isdigit()]
+    return storage.join(exports, min(ranked, key=lambda name: int(name.partition("-")[0]))) if ranked else None
+
+
+def _labelled_images(data: str, classes: Sequence[str]) -> dict[str, int]:
+    """Location -> label of every file in a class folder; hidden files, and those outside of class folders, are none."""
+    location = storage.absolute(data)
+    labels: dict[str, int] = {}
+    try:
+        for uri, path in _files_below(location):
+            name, slash, _ = path.partition("/")
+            if slash and not _is_hidden(path):
+                if name not in classes:
+                    near = "".join(f"; did you mean {other!r}?" for other in nearest(name, classes))
+                    raise DataError(f"{data}: the folder {name!r} is none of the model's {len(classes)} classes{near}")
+                labels[uri] = classes.index(name)
+    except storage.NotFoundError:
+        raise DataError(f"{data} does not exist") from None
+    if not labels:
+        raise DataError(f"{data} holds no class folders with images; expected CLASS/image.jpg")
+    return labels
+
+
+def _files_below(location: str) -> Iterator[tuple[str, str]]:
+    """(uri, path relative to `location`) of every file below it."""
+    for info in storage.list_files(location):
+        yield info.uri, info.uri.removeprefix(location).lstrip("/")
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))
+
+
+def _evaluation(classes: tuple[str, ...], sums: ClassificationSums, bad: Sequence[UnreadableImage]) -> Evaluation:
+    scores = sums.result()
+    confusion = tuple(tuple(int(count) for count in row) for row in sums.confusion.tolist())
+    return Evaluation(
+        classes=classes,
+        num_images=scores.num_images,
+        accuracy=scores.accuracy,
+        top5_accuracy=scores.top5_accuracy,
+        macro_f1=scores.macro_f1,
+        loss=scores.loss,
+        recall={
+            name: row[i] / sum(row) if sum(row) else None
+            for i, (name, row) in enumerate(zip(classes, confusion, strict=True))
+        },
+        confusion=confusion,
+        bad=tuple(bad),
+    )

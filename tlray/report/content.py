@@ -1,0 +1,118 @@
+"""What a run folder holds, read for the report: also of a run that is unfinished or has failed trials."""
+
+import io
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from tlray import storage
+from tlray.config import RunConfig
+from tlray.config_file import parse_config
+from tlray.data.manifest import Manifest, load_manifest
+from tlray.results import Leaderboard, make_leaderboard
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    name: str
+    train: int
+    val: int
+    test: int
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """The champion on the test split: images (C, C) int64, rows true, columns predicted."""
+
+    classes: tuple[str, ...]
+    counts: np.ndarray
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Rows divided by their sums, (C, C) in [0, 1]; zeros for a class without test images."""
+        return self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
+
+    def largest_errors(self, most: int) -> list[tuple[str, str, int, float]]:
+        """(true, predicted, images, share of the true class), most images first."""
+        errors = self.counts.copy()
+        np.fill_diagonal(errors, 0)
+        order = np.argsort(-errors, axis=None, kind="stable")[:most]
+        pairs = [divmod(int(place), len(self.classes)) for place in order]
+        shares = self.shares
+        return [
+            (self.classes[i], self.classes[j], int(errors[i, j]), float(shares[i, j]))
+            for i, j in pairs
+            if errors[i, j] > 0
+        ]
+
+
+@dataclass(frozen=True)
+class RunContent:
+    uri: str
+    config: RunConfig
+    config_text: str
+    planned: tuple[str, ...]  # trial ids
+    manifest: Manifest
+    leaderboard: Leaderboard
+    histories: dict[str, list[dict[str, Any]]]  # trial id -> rows of history.jsonl, of every trial that has begun
+    confusion: Confusion | None  # None while there is no champion
+
+    @cached_property
+    def unfinished(self) -> tuple[str, ...]:
+        """Planned trials without a final row."""
+        ended = {row.trial_id for row in self.leaderboard.rows}
+        return tuple(trial_id for trial_id in self.planned if trial_id not in ended)
+
+    @cached_property
+    def class_counts(self) -> list[ClassCounts]:
+        counts = np.zeros((len(self.manifest.classes), len(SPLITS)), dtype=int)
+        for image in self.manifest.images:
+            counts[image.label, SPLITS.index(image.split)] += 1
+        return [ClassCounts(name, *map(int, row)) for name, row in zip(self.manifest.classes, counts, strict=True)]
+
+    @cached_property
+    def num_images(self) -> dict[str, int]:
+        return {split: len(self.manifest.split(split)) for split in SPLITS}  # type: ignore[arg-type]
+
+
+def read_run(run_uri: str) -> RunContent:
+    """Everything that the report shows; StorageError where `run_uri` is not a run folder."""
+    run_uri = storage.absolute(run_uri)
+    config_text = storage.read_text(storage.join(run_uri, "config.yaml"))
+    config = parse_config(config_text, source=run_uri)
+    plan = json.loads(storage.read_text(storage.join(run_uri, "plan.json")))
+    planned = tuple(trial["trial_id"] for trial in plan["trials"])
+    manifest = load_manifest(run_uri)
+    leaderboard = make_leaderboard(run_uri, seed=config.seed)
+    champion = leaderboard.champion
+    return RunContent(
+        uri=run_uri,
+        config=config,
+        config_text=config_text,
+        planned=planned,
+        manifest=manifest,
+        leaderboard=leaderboard,
+        histories={trial_id: rows for trial_id in planned if (rows := _read_history(run_uri, trial_id))},
+        confusion=_read_confusion(run_uri, champion.trial_id, manifest.classes) if champion is not None else None,
+    )
+
+
+def _read_history(run_uri: str, trial_id: str) -> list[dict[str, Any]]:
+    uri = storage.join(run_uri, "trials", trial_id, "history.jsonl")
+    if not storage.exists(uri):
+        return []
+    return [json.loads(line) for line in storage.read_text(uri).splitlines()]
+
+
+def _read_confusion(run_uri: str, trial_id: str, classes: tuple[str, ...]) -> Confusion:
+    data = storage.read_bytes(storage.join(run_uri, "trials", trial_id, "test_predictions.parquet"))
+    table = pq.read_table(io.BytesIO(data), columns=["label", "predicted"])
+    counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    np.add.at(counts, (table["label"].to_numpy(), table["predicted"].to_numpy()), 1)
+    return Confusion(classes, counts)

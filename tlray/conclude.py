@@ -38,8 +38,8 @@ def conclude(run: Run, console: Console) -> Outcome:
     if not any(row.rank for row in leaderboard.rows):
         reasons = sorted({result.error or "" for result in load_results(run.uri)})
         raise TrialError(f"every trial failed: {'; '.join(reasons)}")
+    write_report(run.uri)  # before the exports: what a sweep has found is shown even where a format fails
     exports = export_best(run, leaderboard, run.config.export.top_k)
-    write_report(run.uri)
     finish(run)
     return Outcome(run.uri, leaderboard, exports)
 

@@ -21,23 +21,23 @@ NUM_PREDICTIONS = 5
 def demo_config(location: str) -> RunConfig:
     """All five strategies on a tiny pre-trained ResNet beside the same network from scratch; runs below `location`."""
     data = storage.join(location, "demo-data")
-    network: dict[str, Any] = {"id": "timm/test_efficientnet", "input_size": 64}
+    network: dict[str, Any] = {"id": "timm/test_resnet", "input_size": 64}
     return RunConfig.model_validate(
         {
             "name": "demo",
             "storage": location,
             "data": {"synthetic": {"location": data}},
-            "backbones": [{**network, "weights": storage.join(data, "test_efficientnet.safetensors")}],
+            "backbones": [{**network, "weights": storage.join(data, "test_resnet.safetensors")}],
             "strategies": [
-                {"strategy": "linear_probe", "search_space": {"lr": {"grid": [0.01, 0.03, 0.1]}}},
+                {"strategy": "linear_probe", "search_space": {"lr": {"grid": [0.003, 0.01, 0.03]}}},
                 {"strategy": "partial", "trainable_blocks": 2},
                 "gradual",
                 "full",
                 "scratch",
             ],
             "training": {"epochs": 8, "batch_size": 32, "warmup_epochs": 0.5, "augmentation": "light"},
-            "search_space": {"lr": {"grid": [0.003, 0.01]}},
-            "baseline": {"backbone": {**network, "weights": "none"}, "training": {"lr": 0.01}},
+            "search_space": {"lr": {"grid": [0.001, 0.003]}},
+            "baseline": {"backbone": {**network, "weights": "none"}, "training": {"lr": 0.003}},
             "sweep": {"scheduler": "fifo"},
         }
     )

@@ -19,10 +19,10 @@ from tlray.training.loop import fit
 from tlray.training.trial import manifest_images
 from tlray.training.worker import local_worker
 
-BACKBONE = BackboneConfig(id="timm/test_efficientnet", weights="none", input_size=64)
-SOURCE_IMAGES = {"train": 150, "val": 10}  # per class
+BACKBONE = BackboneConfig(id="timm/test_resnet", weights="none", input_size=64)
+SOURCE_IMAGES = {"train": 120, "val": 10}  # per class
 TARGET_IMAGES = {"train": 25, "val": 25, "test": 50}
-PRETRAINING = Recipe(epochs=10, batch_size=32, lr=0.003, warmup_epochs=0.5, augmentation="light")
+PRETRAINING = Recipe(epochs=6, batch_size=32, lr=0.003, warmup_epochs=0.5, augmentation="light")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def make_demo_data(synthetic: SyntheticConfig) -> DemoData:
     """Write images and weights below `synthetic.location` unless a marker says that they are all there."""
     location = storage.absolute(synthetic.location)
     target = storage.join(location, "target")
-    weights = storage.join(location, "test_efficientnet.safetensors")
+    weights = storage.join(location, "test_resnet.safetensors")
     if not storage.exists(weights):  # the last thing written
         make_dataset(target, task="target", images_per_class=TARGET_IMAGES, seed=synthetic.seed)
         source = storage.join(location, "source")

@@ -5,7 +5,9 @@ TlrayError                 1  the work failed
 │   ├── ConfigError           the configuration
 │   ├── BackboneError         a backbone, or its weights
 │   ├── DataError             the images
+│   │   └── BadImageError         one that cannot be decoded (data/decode.py)
 │   ├── StorageError          a location that cannot be read or written
+│   │   └── NotFoundError         a file, object or folder that is not there (storage)
 │   └── ClusterError          more than the cluster has
 ├── TrialError             1  a trial could not be carried out
 └── Interrupted          130  stopped from outside; `tlray resume` goes on

@@ -28,7 +28,7 @@ class SweepProgress:
         self._best: tuple[float, str] | None = None
         self._started = time.monotonic()
         self._console = console
-        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=2, transient=True)
+        self._live = Live(console=console, get_renderable=self.table, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> "SweepProgress":
         if self._console.is_terminal:
@@ -83,7 +83,8 @@ class SweepProgress:
         seconds = (time.monotonic() - self._started) / done * left
         return f" (about {seconds / 60:.0f} min left)" if seconds >= 90 else f" (about {seconds:.0f} s left)"
 
-    def _render(self) -> Table:
+    def table(self) -> Table:
+        """The running trials and the totals, as they stand."""
         speed = sum(metrics.get("images_per_second", 0.0) for metrics in self._running.values())
         best = f", best val accuracy {self._best[0]:.3f} ({self._best[1]})" if self._best else ""
         table = Table(

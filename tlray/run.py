@@ -55,15 +55,24 @@ def interruptible(run_uri: str) -> Iterator[None]:
         yield
         return
 
+    stopped: list[Interrupted] = []
+
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(
-            f"interrupted by {signal.Signals(number).name}; `tlray resume {run_uri}` goes on, "
-            "with an epoch of each running trial lost at most"
+        stopped.append(
+            Interrupted(
+                f"interrupted by {signal.Signals(number).name}; `tlray resume {run_uri}` goes on, "
+                "with an epoch of each running trial lost at most"
+            )
         )
+        raise stopped[0]
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except BaseException:
+        if stopped:  # raised inside Ray's compiled code it arrives as a SystemError
+            raise stopped[0] from None
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -14,6 +14,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -120,7 +121,8 @@ def _differences(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch
     ]
     missing = [f"{key} is missing" for key in expected if key not in found and key not in counters]
     unexpected = [f"{key} is unexpected" for key in found if key not in expected]
-    return missing + unexpected + shapes
+    # In turn, so that a list that is cut short shows some of each kind.
+    return [problem for some in zip_longest(missing, unexpected, shapes) for problem in some if problem]
 
 
 def _under_current_names(tensors: Mapping[str, torch.Tensor], backbone_id: str) -> dict[str, torch.Tensor]:

@@ -161,10 +161,10 @@ def test_wrong_credentials_are_said_to_be_refused_and_not_shown(
     if s3.kind == "moto":
         pytest.skip("moto accepts any credentials")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-wrong-secret-key")
-    from tlray import storage
+    from tlray.storage.s3 import forget_clients
 
-    storage.forget_clients()
+    forget_clients()
     line = refused(data={"train": f"{s3.uri}/images"})
     assert "credentials" in line
     assert "a-wrong-secret-key" not in line
-    storage.forget_clients()
+    forget_clients()

@@ -127,12 +127,12 @@ def test_a_local_folder_and_s3_give_the_same_leaderboard(image_folder: Path, tmp
     local = write_config(tmp_path / "a", data={"train": str(image_folder)}, storage=str(tmp_path / "runs"), **fields)
     remote = write_config(tmp_path / "b", data={"train": f"{s3.uri}/images"}, storage=f"{s3.uri}/runs", **fields)
     local_uri = run_uri_in(finish(start("run", str(local)))[-1])
-    remote_uri = run_uri_in(finish(start("run", str(remote), env=s3.env))[-1])
+    remote_uri = run_uri_in(finish(start("run", str(remote), env=s3.environment))[-1])
     assert remote_uri.startswith("s3://")
     assert rows(remote_uri) == rows(local_uri)
     bundle = next(info.uri for info in storage.list_files(f"{remote_uri}/exports") if info.uri.endswith("SHA256SUMS"))
     images = [str(path) for path in sorted(image_folder.rglob("*.jpg"))[:3]]
-    predicting = start("predict", bundle.removesuffix("/SHA256SUMS"), *images, "--json", env=s3.env)
+    predicting = start("predict", bundle.removesuffix("/SHA256SUMS"), *images, "--json", env=s3.environment)
     predictions = [json.loads(line) for line in finish(predicting)]
     assert [prediction["uri"] for prediction in predictions] == images
     assert {prediction["label"] for prediction in predictions} <= {path.name for path in image_folder.iterdir()}

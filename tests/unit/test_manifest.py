@@ -63,14 +63,8 @@ def test_images_carry_what_is_known_of_them(folder: Folder) -> None:
 def test_splits_are_stratified_by_the_stated_fractions(folder: Folder) -> None:
     manifest = manifest_of(folder(few=10, many=40), val_fraction=0.2, test_fraction=0.1)
     counts = Counter((image.split, image.label) for image in manifest.images)
-    assert counts == {
-        ("test", 0): 1,
-        ("val", 0): 2,
-        ("train", 0): 7,
-        ("test", 1): 4,
-        ("val", 1): 8,
-        ("train", 1): 28,
-    }
+    expected = {("test", 0): 1, ("val", 0): 2, ("train", 0): 7, ("test", 1): 4, ("val", 1): 8, ("train", 1): 28}
+    assert counts == expected
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.49])

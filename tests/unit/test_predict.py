@@ -36,7 +36,7 @@ def test_files_patterns_and_folders_are_classified_in_the_order_given(bundle, im
     predictions = list(predict(bundle, given, batch_size=4, num_threads=2))
     expected = ["red/05", "green/00", "green/01", "green/02", *(f"blue/{i:02}" for i in range(12))]
     assert [p.uri for p in predictions] == [str(images / f"{name}.jpg") for name in expected]
-    assert predictions == load(bundle)([p.uri for p in predictions])
+    assert [p.label for p in predictions] == [p.label for p in load(bundle)([p.uri for p in predictions])]
 
 
 def test_a_folder_is_searched_below_and_hidden_files_are_left_out(images):
@@ -93,13 +93,12 @@ def test_a_run_folder_means_its_best_export(bundle, tmp_path):
         shutil.copytree(bundle, tmp_path / "exports" / name)
     (tmp_path / "exports" / "1-unfinished").mkdir()
     (tmp_path / "exports" / "1-unfinished" / "model.onnx").write_bytes(b"")
-    shutil.rmtree(tmp_path / "exports" / "10-test_resnet" / "no", ignore_errors=True)
     (tmp_path / "exports" / "10-test_resnet" / "model.safetensors").unlink()  # would be refused, were it taken
     assert open_model(str(tmp_path)).classes == CLASSES
 
 
 def test_a_folder_without_a_bundle_is_refused(tmp_path):
-    with pytest.raises(DataError, match="neither an export bundle .* nor a run folder with exports"):
+    with pytest.raises(DataError, match=r"neither an export bundle .* nor a run folder with exports"):
         open_model(str(tmp_path))
     with pytest.raises(DataError, match="neither an export bundle"):
         open_model("./no-such-folder")

@@ -50,7 +50,7 @@ def decode(data: bytes) -> np.ndarray:
             if image.width * image.height > MAX_PIXELS:
                 raise BadImageError(_too_large(image.width, image.height))
             image.load()
-            return np.array(_to_rgb(_upright(image)))
+            return np.array(as_rgb(image))
     except (BadImageError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -65,6 +65,11 @@ def decode(data: bytes) -> np.ndarray:
 def _formats() -> tuple[str, ...]:
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An opened image of any mode, upright and as RGB with 8 bits a channel; transparency becomes white."""
+    return _to_rgb(_upright(image))
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -24,7 +24,7 @@ from torch import nn
 from tlray import storage
 from tlray.backbone import build_backbone
 from tlray.catalogue import Preprocessing
-from tlray.data.decode import _to_rgb, _upright, decode
+from tlray.data.decode import as_rgb, decode
 from tlray.data.parallel import ordered_map
 from tlray.data.transforms import eval_transform, normalise
 from tlray.errors import DataError, StorageError
@@ -133,7 +133,7 @@ class Model:
         uri = str(scored.image) if isinstance(scored.image, str | Path) else None
         if scored.logits is None:
             return Prediction(uri=uri, label=None, confidence=None, probabilities=None, best=(), error=scored.error)
-        probabilities = torch.softmax(scored.logits, dim=0)
+        probabilities = torch.softmax(scored.logits.double(), dim=0)
         values, places = probabilities.topk(min(NUM_BEST, len(self.classes)))
         best = [(self.classes[place], value) for place, value in zip(places.tolist(), values.tolist(), strict=True)]
         return Prediction(
@@ -178,7 +178,7 @@ def _read(image: Any) -> torch.Tensor:
     if isinstance(image, bytes):
         return _planes(decode(image))
     if isinstance(image, Image.Image):
-        return _planes(np.array(_to_rgb(_upright(image))))
+        return _planes(np.array(as_rgb(image)))
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
         return _planes(image)
     if isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] == 3:

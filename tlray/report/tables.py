@@ -56,10 +56,9 @@ def _leaderboard_cells(row: LeaderboardRow, varying: Sequence[str]) -> list[str]
 
 def evaluation_table(evaluation: Evaluation) -> Table:
     """Scores of the whole data set as the title, then recall and, of few classes, the confusion matrix."""
-    table = _table(
-        f"{evaluation.num_images} images: accuracy {percent(evaluation.accuracy)} %, "
-        f"top-5 {percent(evaluation.top5_accuracy)} %, macro-F1 {percent(evaluation.macro_f1)} %"
-    )
+    scores = {"accuracy": evaluation.accuracy, "top-5": evaluation.top5_accuracy, "macro-F1": evaluation.macro_f1}
+    lines = [f"{evaluation.num_images} images", *(f"{name} {percent(score)} %" for name, score in scores.items())]
+    table = _table("\n".join(lines))  # the title is no wider than the table, so one line a score
     shows_confusion = len(evaluation.classes) <= LARGEST_CONFUSION
     table.add_column("class", overflow="fold")
     table.add_column("images", justify="right")

@@ -20,11 +20,10 @@ from tlray.catalogue import Preprocessing
 from tlray.config import DataConfig, Recipe, TrialConfig
 from tlray.data.loader import Streams, make_streams
 from tlray.data.manifest import Manifest
-from tlray.data.transforms import normalise
 from tlray.freeze import freeze
 from tlray.results import TrialResult, read_trial_result, write_trial_result
 from tlray.training.checkpoint import Progress, TrialFolder, hash_tensors, unpack_model
-from tlray.training.loop import fit, is_done, thaw_plan
+from tlray.training.loop import fit, is_done, model_input, place, thaw_plan
 from tlray.training.metrics import ClassificationSums, Scores
 from tlray.training.step import eval_step
 from tlray.training.worker import Report, Worker
@@ -86,7 +85,7 @@ def run_trial(
 def conclude_stopped_trial(trial: TrialConfig, run_uri: str, worker: Worker, images: TrialImages) -> TrialResult:
     """Score the best epoch of a trial that the scheduler stopped, and write its final row."""
     backbone = build_backbone(trial.backbone, images.num_classes, seed=trial.seed)
-    backbone.model.to(worker.device)
+    place(backbone, worker)
     return _conclude(trial, run_uri, backbone, worker, images)
 
 
@@ -171,7 +170,7 @@ def _score_test(
     sums = ClassificationSums(images.num_classes)
     rows, labels, predicted, confidence = [], [], [], []
     for batch in streams.test():
-        inputs = normalise(batch.images.to(worker.device), backbone.preprocessing)
+        inputs = model_input(batch, backbone.preprocessing, worker)
         logits = eval_step(backbone.model, inputs, precision=trial.recipe.precision).cpu()
         sums.update(logits, batch.labels)
         best = torch.softmax(logits, dim=1).max(dim=1)

@@ -1,6 +1,7 @@
 """What a sweep prints while it runs."""
 
 import io
+import re
 
 from rich.console import Console
 
@@ -59,7 +60,7 @@ def test_a_terminal_shows_running_trials_totals_speed_and_the_best_so_far() -> N
         progress.epoch_ended("a", epoch(1, 0.75))
         progress.epoch_ended("b", epoch(2, 0.5))
         console.print(progress.table())
-    shown = screen.getvalue()
+    shown = " ".join(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue()).split())
     assert "0 of 2 trials ended, 240 images/s" in shown
     assert "best val accuracy 0.750 (a)" in shown
     assert "1/4" in shown

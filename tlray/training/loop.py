@@ -167,7 +167,7 @@ def place(backbone: Backbone, worker: Worker) -> None:
 
     `python -m benchmarks.memory_format` measures by how much.
     """
-    backbone.model.to(worker.device, memory_format=torch.channels_last)
+    backbone.model.to(worker.device).to(memory_format=torch.channels_last)
 
 
 def model_input(batch: Batch, preprocessing: Preprocessing, worker: Worker) -> torch.Tensor:

@@ -30,6 +30,7 @@ from tlray.weights import check_architecture, load_weights, preprocessing_of, re
 
 __all__ = ["Backbone", "Block", "build_backbone", "load_classifier"]
 
+HEAD_STD = 0.01  # of a new head's weights, as torchvision draws MobileNet's
 WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")  # of torchvision
 SET_BY_TLRAY = ("num_classes", "weights", "pretrained", "progress", "image_size", "img_size")
 
@@ -80,6 +81,7 @@ def build_backbone(config: BackboneConfig, num_classes: int, *, seed: int = 0) -
         head = _find_head(model, backbone_id)
         if model_id.library == "torchvision":
             _replace_head(model, head[0], num_classes)
+        _initialise_head(model, head)
     if file is not None:
         load_weights(model, file, head, backbone_id)
     if preprocessing.input_size != usual_size or config.options:
@@ -218,6 +220,20 @@ def _replace_head(model: nn.Module, name: str, num_classes: int) -> None:
         new = nn.Conv2d(old.in_channels, num_classes, kernel_size=1, bias=bias)
         model.num_classes = cast(Any, num_classes)  # SqueezeNet keeps the number beside it
     model.set_submodule(name, new)
+
+
+def _initialise_head(model: nn.Module, head: tuple[str, ...]) -> None:
+    """The same small random weights for every architecture.
+
+    The libraries' own choices differ, and timm's EfficientNet family draws from +-1/sqrt(classes): with two classes a
+    linear probe then spends its epochs on forgetting where it started.
+    """
+    for name in head:
+        for parameter in model.get_submodule(name).parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=HEAD_STD)
+            else:
+                nn.init.zeros_(parameter)
 
 
 def _check_forward(model: nn.Module, size: tuple[int, int], num_classes: int, backbone_id: str) -> None:

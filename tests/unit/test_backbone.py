@@ -190,3 +190,12 @@ def test_a_classifier_from_a_file_predicts_what_its_model_predicts(tmp_path: Pat
     assert torch.equal(logits(model, 64), logits(published, 64))
     assert labels == tuple(torchvision.models.SqueezeNet1_1_Weights.DEFAULT.meta["categories"])
     assert preprocessing.input_size == (224, 224)
+
+
+@pytest.mark.parametrize("id", ["torchvision/squeezenet1_0", "timm/test_efficientnet", "timm/test_vit"])
+def test_a_new_head_starts_small_whatever_its_library_would_draw(id: str) -> None:
+    backbone = build_backbone(BackboneConfig(id=id, weights="none"), 2)
+    for name in backbone.head:
+        head = backbone.model.get_submodule(name)
+        assert float(head.weight.detach().std()) == pytest.approx(0.01, rel=0.15)
+        assert float(head.bias.detach().abs().max()) == 0

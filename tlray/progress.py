@@ -58,6 +58,11 @@ class SweepProgress:
     def trial_stopped(self, trial_id: str) -> None:
         self._end(trial_id, "stopped early by the scheduler")
 
+    def sweep_broke(self, reason: str) -> None:
+        """The running trials' processes are gone; they start again from their checkpoints."""
+        self._running.clear()
+        self._console.print(f"running trials start again from their checkpoints: {reason}", markup=False)
+
     def trial_ended(self, result: TrialResult) -> None:
         outcome = (
             f"failed: {result.error}" if result.status == "failed" else f"test accuracy {result.test_accuracy:.3f}"

@@ -84,7 +84,7 @@ def test_two_workers_train_like_one(make_config: MakeConfig) -> None:
 
 def test_asha_stops_trials_early_and_a_stopped_trial_frees_its_cpu(make_config: MakeConfig) -> None:
     config = make_config(
-        training={"epochs": 8, "batch_size": 8, "augmentation": "none"},
+        training={"epochs": 8, "batch_size": 4, "augmentation": "none"},
         search_space={"lr": {"grid": [0.01, 0.003, 1e-7, 1.1e-7, 1.2e-7, 1.3e-7]}},
         sweep={"scheduler": "asha", "grace_period": 1, "reduction_factor": 2, "max_concurrent_trials": 2},
     )

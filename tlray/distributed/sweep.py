@@ -22,6 +22,7 @@ from tlray.distributed.driver import nested_trial
 from tlray.distributed.resources import DRIVER_MEMORY_BYTES, TrialResources, cluster_summary, connect, trial_resources
 from tlray.distributed.scheduler import make_scheduler, our_trial_id
 from tlray.distributed.worker import conclude_trial, in_process_trial, trial_settings
+from tlray.errors import TrialError
 from tlray.results import (
     TrialResult,
     append_result,
@@ -40,6 +41,7 @@ class Watcher(Protocol):
     def epoch_ended(self, trial_id: str, metrics: dict[str, Any]) -> None: ...
     def trial_ended(self, result: TrialResult) -> None: ...
     def trial_stopped(self, trial_id: str) -> None: ...
+    def sweep_broke(self, reason: str) -> None: ...
 
 
 def check_cluster(config: RunConfig) -> TrialResources:
@@ -55,9 +57,19 @@ def run_sweep(config: RunConfig, trials: Sequence[TrialConfig], run_uri: str, wa
     remaining = [trial for trial in trials if not _is_finished(run_uri, trial.trial_id)]
     for trial in remaining:  # a failed attempt's row must not be taken for the new attempt's
         delete_trial_result(run_uri, trial.trial_id)
-    open_trials = [trial for trial in remaining if not _was_stopped(run_uri, trial.trial_id)]
-    if open_trials:
-        _tune(config, trials, open_trials, run_uri, resources, watch)
+    failures = 0
+    while open_trials := [trial for trial in remaining if not _has_ended(run_uri, trial.trial_id)]:
+        try:
+            _tune(config, trials, open_trials, run_uri, resources, watch)
+            break
+        except RuntimeError as error:
+            # Tune gives up the whole sweep when Ray kills one trial's process for want of memory. The run folder
+            # knows how far each trial is, so a new Tune goes on from there.
+            failures += 1
+            if failures > config.sweep.max_failures:
+                reason = str(error).splitlines()[0]
+                raise TrialError(f"the sweep broke down: {reason}; `tlray resume {run_uri}` goes on") from error
+            watch.sweep_broke(str(error).splitlines()[0])
     stopped = [trial for trial in remaining if _was_stopped(run_uri, trial.trial_id)]
     _conclude(stopped, run_uri, resources, watch)
 
@@ -161,6 +173,11 @@ def _is_finished(run_uri: str, trial_id: str) -> bool:
     """Whether the trial has a final row; one that failed is tried again by a resume."""
     result = read_trial_result(run_uri, trial_id)
     return result is not None and result.status != "failed"
+
+
+def _has_ended(run_uri: str, trial_id: str) -> bool:
+    """Whether there is nothing left to train: the trial has a row, also a failed one, or was stopped."""
+    return read_trial_result(run_uri, trial_id) is not None or _was_stopped(run_uri, trial_id)
 
 
 def _append_missing_rows(run_uri: str, trials: Sequence[TrialConfig]) -> None:

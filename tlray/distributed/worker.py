@@ -16,7 +16,14 @@ from tlray.config_file import parse_config
 from tlray.data.manifest import load_manifest
 from tlray.errors import TlrayError
 from tlray.results import TrialResult, write_trial_result
-from tlray.training.trial import TrialImages, conclude_stopped_trial, failed_result, manifest_images, run_trial
+from tlray.training.trial import (
+    TrialImages,
+    conclude_stopped_trial,
+    failed_result,
+    manifest_images,
+    release_memory,
+    run_trial,
+)
 from tlray.training.worker import Report, Worker, local_worker
 
 
@@ -74,6 +81,8 @@ def _run(settings: dict[str, Any], worker: Worker, report: Report) -> None:
             reason = f"out of GPU memory: lower batch_size ({trial.recipe.batch_size}) or input_size"
         if worker.leads:
             write_trial_result(run_uri, failed_result(trial, run_uri, reason))
+    finally:
+        release_memory()
 
 
 def _data_parallel(model: nn.Module) -> nn.Module:

@@ -5,6 +5,7 @@
 The result is a function of the trial, the images and the seed; the trial's folder in the run makes it resumable.
 """
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -87,6 +88,17 @@ def conclude_stopped_trial(trial: TrialConfig, run_uri: str, worker: Worker, ima
     backbone = build_backbone(trial.backbone, images.num_classes, seed=trial.seed)
     place(backbone, worker)
     return _conclude(trial, run_uri, backbone, worker, images)
+
+
+def release_memory() -> None:
+    """Free the models of trials that have ended, for the next trial in this process.
+
+    A traced model is part of reference cycles, which Python would otherwise free whenever it next counts its objects;
+    until then every trial adds its weights, optimizer and gradients, on the GPU too.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def load_trained(trial: TrialConfig, run_uri: str, num_classes: int) -> Backbone:

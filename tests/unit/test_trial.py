@@ -1,0 +1,98 @@
+"""A trial in this process: the same result twice, and nothing left behind."""
+
+import gc
+import weakref
+from pathlib import Path
+
+import pytest
+
+from tlray.backbone import build_backbone
+from tlray.config import BackboneConfig, DataConfig, Recipe, StrategyConfig, TrialConfig
+from tlray.data.manifest import make_manifest
+from tlray.results import TrialResult
+from tlray.training.trial import TrialImages, load_trained, manifest_images, release_memory, run_trial
+from tlray.training.worker import EpochMetrics, local_worker
+
+NETWORK = BackboneConfig(id="timm/test_resnet", weights="none", input_size=32)
+
+
+@pytest.fixture(scope="module")
+def images(image_folder: Path) -> TrialImages:
+    data = DataConfig(train=str(image_folder), val_fraction=0.25, test_fraction=0.25)
+    return manifest_images(make_manifest(data, 0), data)
+
+
+def make_trial(strategy: str = "full", **recipe: object) -> TrialConfig:
+    return TrialConfig(
+        trial_id="t",
+        backbone=NETWORK,
+        strategy=StrategyConfig.model_validate({"strategy": strategy}),
+        recipe=Recipe.model_validate({"epochs": 4, "batch_size": 8, "lr": 0.003, "augmentation": "light", **recipe}),
+        seed=0,
+    )
+
+
+def train(trial: TrialConfig, folder: Path, images: TrialImages, stop_after: int = 99) -> TrialResult | None:
+    """Runs the trial, or dies in the report of epoch `stop_after` as a killed process would after its checkpoint."""
+
+    def report(metrics: EpochMetrics) -> None:
+        if metrics.epoch == stop_after:
+            raise KeyboardInterrupt
+
+    try:
+        return run_trial(trial, str(folder), local_worker(), images, report)
+    except KeyboardInterrupt:
+        return None
+
+
+@pytest.mark.parametrize("strategy", ["linear_probe", "gradual", "full"])
+def test_a_trial_interrupted_at_any_epoch_ends_bit_for_bit_like_an_undisturbed_one(
+    strategy: str, images: TrialImages, tmp_path: Path
+) -> None:
+    trial = make_trial(strategy)
+    undisturbed = train(trial, tmp_path / "whole", images)
+    assert undisturbed is not None
+    for epoch in (1, 3):
+        folder = tmp_path / f"stopped-{epoch}"
+        assert train(trial, folder, images, stop_after=epoch) is None
+        resumed = train(trial, folder, images)
+        assert resumed is not None
+        differs = {"seconds": 0, "peak_memory_bytes": 0, "checkpoint": None}
+        assert resumed.model_copy(update=differs) == undisturbed.model_copy(update=differs)
+        ours = load_trained(trial, str(folder), images.num_classes).model.state_dict()
+        theirs = load_trained(trial, str(tmp_path / "whole"), images.num_classes).model.state_dict()
+        assert all(ours[key].equal(theirs[key]) for key in theirs)
+
+
+def test_float16_and_patience_survive_an_interruption_too(images: TrialImages, tmp_path: Path) -> None:
+    trial = make_trial(precision="float16", patience=1, lr=1e-7, epochs=6)
+    undisturbed = train(trial, tmp_path / "whole", images)
+    assert undisturbed is not None
+    assert undisturbed.epochs < 6
+    train(trial, tmp_path / "stopped", images, stop_after=1)
+    resumed = train(trial, tmp_path / "stopped", images)
+    assert resumed is not None
+    assert (resumed.epochs, resumed.val_loss) == (undisturbed.epochs, undisturbed.val_loss)
+
+
+def test_counts_say_how_many_images_went_through_frozen_blocks(images: TrialImages, tmp_path: Path) -> None:
+    probe = train(make_trial("linear_probe"), tmp_path / "probe", images)
+    full = train(make_trial("full"), tmp_path / "full", images)
+    assert probe is not None
+    assert full is not None
+    assert probe.images_seen == full.images_seen == 4 * 18
+    assert probe.prefix_images_computed == 4 * (18 + 9)
+    assert full.prefix_images_computed == 0
+    assert (probe.num_trainable_params or 0) < (full.num_trainable_params or 0) == full.num_params
+
+
+def test_a_model_that_is_no_longer_needed_is_freed_although_its_trace_points_to_it() -> None:
+    gc.disable()
+    try:
+        backbone = build_backbone(NETWORK, 3)
+        model = weakref.ref(backbone.model)
+        del backbone
+        release_memory()
+        assert model() is None
+    finally:
+        gc.enable()

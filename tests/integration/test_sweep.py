@@ -150,3 +150,25 @@ def test_a_resume_of_a_finished_run_trains_nothing(make_config: MakeConfig) -> N
     resume(run_uri, Console(file=io.StringIO()))
     assert (Path(run_uri) / "results.jsonl").read_bytes() == before
     assert results
+
+
+def test_a_sweep_that_tune_gives_up_goes_on_with_what_is_left(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune raises a RuntimeError when Ray kills a trial's process because the node runs out of memory."""
+    from tlray.distributed import sweep as module
+
+    tune, calls = module._tune, []
+
+    def broken_once(config: RunConfig, trials: object, open_trials: list[object], *rest: object) -> None:
+        calls.append(len(open_trials))
+        if len(calls) == 1:
+            tune(config, trials, open_trials[:1], *rest)  # type: ignore[arg-type]
+            raise RuntimeError("Caught unexpected exception: a worker was killed\nby the memory monitor")
+        tune(config, trials, open_trials, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "_tune", broken_once)
+    run_uri, results = sweep(make_config(sweep={"scheduler": "fifo", "max_failures": 1}))
+    assert calls == [2, 1]
+    assert {row.status for row in results.values()} == {"completed"}
+    assert storage.exists(f"{run_uri}/DONE")

@@ -17,6 +17,8 @@ def nested_trial(config: dict[str, Any], *, resources: TrialResources, max_failu
     TuneReportCallback shows Tune every epoch: `fit()` alone would show it the last one, and ASHA nothing to stop on.
     """
     settings = config["trial"]
+    # Given as a filesystem, so that Ray Train reaches S3 by the same endpoint and credentials as everything else.
+    filesystem, folder = storage.pyarrow_filesystem(storage.join(settings["run_uri"], "ray"))
     TorchTrainer(
         train_worker,
         train_loop_config=config,
@@ -27,7 +29,8 @@ def nested_trial(config: dict[str, Any], *, resources: TrialResources, max_failu
         ),
         run_config=ray.train.RunConfig(
             name=settings["trial_id"],
-            storage_path=storage.join(settings["run_uri"], "ray"),
+            storage_path=folder,
+            storage_filesystem=filesystem,
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # typed for the older Ray Train
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
         ),

@@ -5,25 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import boto3
-from botocore.exceptions import BotoCoreError
-
 from tlray import storage
 from tlray.catalogue import resolve_id, split_id, timm_config, torchvision_weights
 from tlray.config import RunConfig
 from tlray.doctor.check import Check, Status, gib
-from tlray.errors import InputError
+from tlray.errors import InputError, StorageError
 
 HEAD_TIMEOUT_SECONDS = 5
-# boto3's names of the places where it finds credentials; those not listed speak for themselves
-SOURCES = {
-    "env": "the environment (AWS_ACCESS_KEY_ID)",
-    "shared-credentials-file": "the credentials file",
-    "config-file": "the configuration file",
-    "iam-role": "the machine's role",
-    "container-role": "the container's role",
-    "assume-role-with-web-identity": "a web identity token",
-}
 
 
 @dataclass(frozen=True)
@@ -91,18 +79,16 @@ def check_s3(config: RunConfig) -> Iterator[Check]:
     if not any(storage.is_remote(uri) for uri in (config.storage, data.train, data.val, data.test, *weights) if uri):
         return
     try:
-        session = boto3.session.Session()
-        endpoint = session.client("s3").meta.endpoint_url
-        found = session.get_credentials()
-    except BotoCoreError as error:
-        yield Check("S3", "problem", " ".join(str(error).split()), "look at AWS_PROFILE and AWS_ENDPOINT_URL")
+        access = storage.describe_access()
+    except StorageError as error:
+        yield Check("S3", "problem", str(error), "look at AWS_PROFILE and AWS_ENDPOINT_URL")
         return
-    where = f"endpoint {endpoint}, region {session.region_name or 'not set'}"
-    if found is None:
+    where = f"endpoint {access.endpoint}, region {access.region or 'not set'}"
+    if access.credentials is None:
         remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the node a role"
         yield Check("S3", "problem", f"{where}, no credentials", remedy)
     else:
-        yield Check("S3", "ok", f"{where}, credentials from {SOURCES.get(found.method, found.method)}")
+        yield Check("S3", "ok", f"{where}, credentials from {access.credentials}")
 
 
 def hub_file(id_: str) -> HubFile:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from tlray.errors import StorageError
 from tlray.storage import local, s3
-from tlray.storage.s3 import forget_clients
+from tlray.storage.s3 import S3Access, describe_access, forget_clients
 from tlray.storage.types import FileInfo, NotFoundError
 
 if TYPE_CHECKING:
@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 __all__ = [
     "FileInfo",
     "NotFoundError",
+    "S3Access",
     "absolute",
     "check_writable",
     "create_exclusive",
     "delete",
+    "describe_access",
     "exists",
     "forget_clients",
     "is_remote",

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -39,6 +40,26 @@ FOUND_BY_PYARROW = ("env", "shared-credentials-file", "iam-role", "container-rol
 
 _clients: dict[int, Any] = {}  # by process id: a forked process must not use its parent's connections
 _clients_lock = threading.Lock()
+
+
+# boto3's names of the places where it finds credentials; those not listed speak for themselves
+CREDENTIAL_SOURCES = {
+    "env": "the environment (AWS_ACCESS_KEY_ID)",
+    "shared-credentials-file": "the credentials file",
+    "config-file": "the configuration file",
+    "iam-role": "the machine's role",
+    "container-role": "the container's role",
+    "assume-role-with-web-identity": "a web identity token",
+}
+
+
+@dataclass(frozen=True)
+class S3Access:
+    """How S3 is reached; `credentials` says where they come from, None when there are none."""
+
+    endpoint: str
+    region: str | None
+    credentials: str | None
 
 
 def bucket_and_key(uri: str) -> tuple[str, str]:
@@ -168,6 +189,18 @@ def pyarrow_filesystem(uri: str) -> tuple["pyarrow.fs.FileSystem", str]:
             secret = found.get_frozen_credentials()
             options |= {"access_key": secret.access_key, "secret_key": secret.secret_key, "session_token": secret.token}
     return pyarrow.fs.S3FileSystem(**options), uri.removeprefix("s3://").rstrip("/")
+
+
+def describe_access() -> S3Access:
+    """Where requests go and where the credentials come from; never the credentials."""
+    with _one_line_errors("s3://"):
+        session = _session()
+        found = session.get_credentials()
+        return S3Access(
+            endpoint=session.client("s3").meta.endpoint_url,
+            region=session.region_name,
+            credentials=None if found is None else CREDENTIAL_SOURCES.get(found.method, found.method),
+        )
 
 
 def forget_clients() -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-import ray
 from rich.console import Console
 
 from tlray import storage
 from tlray.config import RunConfig
 from tlray.prepare import load_run, new_run_uri
+from tlray.progress import SweepProgress
 from tlray.results import TrialResult, load_results
 from tlray.run import resume, run
 from tlray.training.trial import manifest_images, run_trial, trial_folder
@@ -24,6 +24,7 @@ from tlray.training.worker import local_worker
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
 MakeConfig = Callable[..., RunConfig]
+LONG = {"epochs": 200}
 
 
 def sweep(config: RunConfig) -> tuple[str, dict[str, TrialResult]]:
@@ -82,10 +83,30 @@ def test_two_workers_train_like_one(make_config: MakeConfig) -> None:
         assert len(trial_folder(two_uri, trial_id).load_progress().history) == row.epochs  # no epoch counted twice
 
 
-def test_asha_stops_trials_early_and_a_stopped_trial_frees_its_cpu(make_config: MakeConfig) -> None:
+def test_asha_stops_trials_early_and_a_stopped_trial_frees_its_cpu_at_once(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The baseline holds one of the two CPUs all the while, so every other trial waits for the one before it."""
+    events: list[tuple[str, str]] = []
+
+    class Recorder(SweepProgress):
+        def trial_started(self, trial_id: str) -> None:
+            events.append(("started", trial_id))
+            super().trial_started(trial_id)
+
+        def trial_stopped(self, trial_id: str) -> None:
+            events.append(("stopped", trial_id))
+            super().trial_stopped(trial_id)
+
+        def trial_ended(self, result: TrialResult) -> None:
+            events.append(("ended", result.trial_id))
+            super().trial_ended(result)
+
+    monkeypatch.setattr("tlray.run.SweepProgress", Recorder)
     config = make_config(
         training={"epochs": 8, "batch_size": 4, "augmentation": "none"},
         search_space={"lr": {"grid": [0.01, 0.003, 1e-7, 1.1e-7, 1.2e-7, 1.3e-7]}},
+        baseline={"backbone": {"id": "timm/test_resnet", "weights": "none", "input_size": 32}, "training": LONG},
         sweep={"scheduler": "asha", "grace_period": 1, "reduction_factor": 2, "max_concurrent_trials": 2},
     )
     _, results = sweep(config)
@@ -94,13 +115,10 @@ def test_asha_stops_trials_early_and_a_stopped_trial_frees_its_cpu(make_config: 
     assert all(row.epochs < 8 and row.test_accuracy is not None for row in stopped)
     baseline = next(row for row in results.values() if row.is_baseline)
     assert baseline.status == "completed"
-    # A stopped trial's CPU goes to the next one: the last trials started although none before had to finish.
-    trained = sum(row.epochs for row in results.values())
-    assert trained < 8 * 6
-    deadline = time.monotonic() + 10
-    while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert ray.available_resources()["CPU"] == 2
+    starts = [index for index, (event, _) in enumerate(events) if event == "started"]
+    assert len(starts) == 7
+    assert max(starts) < events.index(("ended", baseline.trial_id))
+    assert any(event == "stopped" for event, _ in events[: max(starts)])
 
 
 def test_a_diverging_trial_is_a_failed_row_with_a_reason_and_no_score(make_config: MakeConfig) -> None:
@@ -155,20 +173,20 @@ def test_a_resume_of_a_finished_run_trains_nothing(make_config: MakeConfig) -> N
 def test_a_sweep_that_tune_gives_up_goes_on_with_what_is_left(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tune raises a RuntimeError when Ray kills a trial's process because the node runs out of memory."""
-    from tlray.distributed import sweep as module
+    """Tune's step raises a RuntimeError when Ray kills a trial's process because the node runs out of memory."""
+    from ray.tune.execution.tune_controller import TuneController
 
-    tune, calls = module._tune, []
+    step, broken = TuneController.step, []
 
-    def broken_once(config: RunConfig, trials: object, open_trials: list[object], *rest: object) -> None:
-        calls.append(len(open_trials))
-        if len(calls) == 1:
-            tune(config, trials, open_trials[:1], *rest)  # type: ignore[arg-type]
+    def broken_once(controller: TuneController) -> None:
+        step(controller)
+        running = [trial for trial in controller.get_trials() if trial.last_result]
+        if running and not broken:
+            broken.append(len(running))
             raise RuntimeError("Caught unexpected exception: a worker was killed\nby the memory monitor")
-        tune(config, trials, open_trials, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "_tune", broken_once)
-    run_uri, results = sweep(make_config(sweep={"scheduler": "fifo", "max_failures": 1}))
-    assert calls == [2, 1]
+    monkeypatch.setattr(TuneController, "step", broken_once)
+    run_uri, results = sweep(make_config(sweep={"scheduler": "fifo", "max_failures": 1}, training={"epochs": 20}))
+    assert broken
     assert {row.status for row in results.values()} == {"completed"}
     assert storage.exists(f"{run_uri}/DONE")

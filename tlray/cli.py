@@ -73,11 +73,25 @@ def resume(run_uri: RunArgument) -> None:
 @app.command()
 def plan(config: ConfigArgument, overrides: Overrides = None, as_json: Json = False) -> None:
     """Check CONFIG, the images and the weights, and show every trial that a run would start. Trains nothing."""
-    from tlray.plan import plan_table
-    from tlray.prepare import plan_run
+    from tlray.plan import plan_tables
+    from tlray.planning import plan_run
 
-    planned = plan_run(load_config(config, overrides))[-1]
-    _show(planned, plan_table(planned), as_json)
+    planned = plan_run(load_config(config, overrides)).plan
+    _show(planned, plan_tables(planned), as_json)
+
+
+@app.command()
+def features(config: ConfigArgument, overrides: Overrides = None) -> None:
+    """Compute what each backbone of CONFIG makes of every image, once, and write it as Parquet for other tools."""
+    from tlray.prepare import new_run_uri
+    from tlray.run import features as write_features
+
+    loaded = load_config(config, overrides)
+    run_uri = new_run_uri(loaded)
+    print_run(run_uri)
+    for uri in write_features(loaded, run_uri, out):
+        print(uri)
+    print_run(run_uri)
 
 
 @app.command()

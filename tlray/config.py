@@ -46,6 +46,12 @@ class Recipe(Section):
     augmentation: Literal["none", "light", "standard"] = Field(
         "standard", description="none: evaluation transform; light: flip and shift; standard: random crop and flip"
     )
+    views: int = Field(
+        4,
+        ge=0,
+        description="draws of each image whose frozen activations are kept: the evaluation transform and views - 1 "
+        "augmented ones; epoch e trains on draw e mod views. 0 augments anew, and recomputes, in every epoch",
+    )
     freeze_bn: bool = Field(True, description="BatchNorm of frozen blocks: evaluation mode, statistics untouched")
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
 
@@ -156,6 +162,20 @@ class DataConfig(Section):
         return self
 
 
+class ActivationsConfig(Section):
+    """What frozen blocks compute of the images: where it is kept, how precisely, and when it is worth it."""
+
+    location: str | None = Field(None, description="the store, shared by all runs; by default STORAGE/activations")
+    cache: str = Field("~/.cache/tlray/activations", description="copies of a remote store on each node's disk")
+    max_gb: float | None = Field(None, gt=0, description="size of the store; what was not used for longest goes first")
+    cache_max_gb: float | None = Field(None, gt=0, description="size of the copies on each node")
+    dtype: Literal["float16", "float32"] = Field("float16", description="how activations are stored")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="how frozen blocks compute")
+    materialise: Literal["auto", "always", "never"] = Field("auto", description="auto: where the plan finds it cheaper")
+    fuse_probes: bool = Field(True, description="linear probes of one backbone train together, as one batched head")
+    images_per_shard: int = Field(512, ge=1, description="computed and kept together; what a kill can cost")
+
+
 class SweepConfig(Section):
     """How trials are drawn, scheduled and given resources; names and meanings are Ray Tune's."""
 
@@ -191,6 +211,7 @@ class RunConfig(Section):
     training: Recipe = Recipe()
     search_space: dict[str, Space] = Field(default_factory=dict, description="recipe keys to search")
     baseline: BaselineConfig = BaselineConfig()
+    activations: ActivationsConfig = ActivationsConfig()
     sweep: SweepConfig = SweepConfig()
     export: ExportConfig = ExportConfig()
 

@@ -15,7 +15,7 @@ from tlray.config import BackboneConfig, DataConfig, Recipe, StrategyConfig, Syn
 from tlray.data.manifest import make_manifest
 from tlray.data.synthetic import make_dataset
 from tlray.training.checkpoint import TrialFolder
-from tlray.training.loop import fit
+from tlray.training.loop import Feed, fit
 from tlray.training.trial import manifest_images
 from tlray.training.worker import local_worker
 
@@ -65,7 +65,8 @@ def _pretrain(source: str, seed: int) -> bytes:
     backbone = build_backbone(BACKBONE, images.num_classes, seed=seed)
     streams = images.open_streams(backbone.preprocessing, trial.recipe, seed, worker)
     with tempfile.TemporaryDirectory() as scratch:
-        fit(backbone, streams, trial, worker, TrialFolder(scratch), lambda metrics: None)
+        feed = Feed(streams, backbone.model)
+        fit(backbone, lambda trainable_blocks: feed, trial, worker, TrialFolder(scratch), lambda metrics: None)
     library, _, architecture = BACKBONE.id.partition("/")
     metadata = {
         "library": library,

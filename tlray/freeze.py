@@ -8,9 +8,12 @@ A frozen block is in evaluation mode as a whole (BatchNorm, dropout, stochastic 
 the first trainable block is a pure function of the image. A backbone without blocks trains its head only, or whole.
 """
 
+import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from tlray.backbone import Backbone, Block
@@ -115,6 +118,23 @@ def trainable_state(backbone: Backbone, max_trainable_blocks: int, freeze_bn: bo
         return id(parameters[key]) not in frozen if key in parameters else _owner(key) not in frozen_modules
 
     return [key for key in model.state_dict() if may_change(key)]
+
+
+def frozen_keys(backbone: Backbone, trainable_blocks: int) -> list[str]:
+    """Keys of the state dict that nothing changes while the last `trainable_blocks` blocks and the head train."""
+    changing = set(trainable_state(backbone, trainable_blocks, freeze_bn=True))
+    return [key for key in backbone.model.state_dict() if key not in changing]
+
+
+def hash_tensors(model: nn.Module, keys: Iterable[str]) -> str:
+    """sha256 over names, dtypes and bytes of the model's tensors named by `keys`."""
+    state = model.state_dict()
+    digest = hashlib.sha256()
+    for key in sorted(keys):
+        tensor = state[key].detach().cpu().contiguous()
+        digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _within(asked: int, num_blocks: int, what: str) -> int:

@@ -1,16 +1,16 @@
-"""What a run will do, before it does it: images, trials, epochs, passes over the images. `tlray plan` prints it."""
+"""What a run will do, before it does it: images, trials, epochs, activations. `tlray plan` prints it; no torch here."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from rich.console import Group
 from rich.table import Table
 
-from tlray.backbone import Backbone, build_backbone
-from tlray.config import BackboneConfig, RunConfig, TrialConfig
+from tlray import storage
+from tlray.activations.planned import ActivationSource
+from tlray.config import RunConfig, TrialConfig
 from tlray.data.manifest import Manifest
-from tlray.freeze import freeze
-from tlray.training.loop import thaw_plan
 
 
 class PlannedTrial(BaseModel):
@@ -44,50 +44,36 @@ class Plan(BaseModel):
     trials: tuple[PlannedTrial, ...]
     total_epochs: int
     total_image_passes: int
+    activations: tuple[ActivationSource, ...] = ()
 
 
-def make_plan(config: RunConfig, manifest: Manifest, trials: Sequence[TrialConfig]) -> Plan:
-    """Builds every backbone once with its weights and tries every strategy on it, so that a mistake shows here."""
-    num_images = {split: len(manifest.split(split)) for split in ("train", "val", "test")}
-    planned: dict[str, PlannedTrial] = {}
-    for config_key in dict.fromkeys(trial.backbone.model_dump_json() for trial in trials):
-        backbone = build_backbone(BackboneConfig.model_validate_json(config_key), len(manifest.classes))
-        for trial in trials:
-            if trial.backbone.model_dump_json() == config_key:
-                planned[trial.trial_id] = _planned(trial, backbone, num_images)
-    return Plan(
-        name=config.name,
-        num_classes=len(manifest.classes),
-        num_images=num_images,
-        num_bad_images=len(manifest.bad),
-        trials=tuple(planned[trial.trial_id] for trial in trials),
-        total_epochs=sum(trial.epochs for trial in planned.values()),
-        total_image_passes=sum(trial.image_passes for trial in planned.values()),
-    )
+@dataclass(frozen=True)
+class PlannedRun:
+    """All that is decided before a run starts."""
+
+    config: RunConfig  # resolved: full ids, absolute locations
+    manifest: Manifest
+    trials: tuple[TrialConfig, ...]
+    plan: Plan
 
 
-def _planned(trial: TrialConfig, backbone: Backbone, num_images: dict[str, int]) -> PlannedTrial:
-    most = thaw_plan(backbone, trial).most
-    freeze(backbone, most)
-    parameters = list(backbone.model.parameters())
-    return PlannedTrial(
-        trial_id=trial.trial_id,
-        backbone=trial.backbone.id,
-        weights=trial.backbone.weights,
-        strategy=trial.strategy.label,
-        params=trial.recipe.model_dump(),
-        epochs=trial.recipe.epochs,
-        num_params=sum(p.numel() for p in parameters),
-        num_trainable_params=sum(p.numel() for p in parameters if p.requires_grad),
-        num_blocks=len(backbone.blocks),
-        trainable_blocks=most,
-        input_size=backbone.preprocessing.input_size,
-        image_passes=trial.recipe.epochs * (num_images["train"] + num_images["val"]) + num_images["test"],
-    )
+def save_plan(plan: Plan, run_uri: str) -> None:
+    storage.write_text(_plan_uri(run_uri), plan.model_dump_json(indent=1))
 
 
-def plan_table(plan: Plan) -> Table:
-    """The plan for a terminal: one row a trial."""
+def load_plan(run_uri: str) -> Plan:
+    return Plan.model_validate_json(storage.read_text(_plan_uri(run_uri)))
+
+
+def plan_tables(plan: Plan) -> Group:
+    """The plan for a terminal: a row for each trial, then a row for each cut whose activations may be kept."""
+    tables = [_trial_table(plan)]
+    if plan.activations:
+        tables += [Table(box=None), _activation_table(plan)]
+    return Group(*tables)
+
+
+def _trial_table(plan: Plan) -> Table:
     images = ", ".join(f"{count} {split}" for split, count in plan.num_images.items())
     table = Table(
         title=f"{plan.name}: {len(plan.trials)} trials, at most {plan.total_epochs} epochs and "
@@ -109,3 +95,42 @@ def plan_table(plan: Plan) -> Table:
             f"{trial.num_trainable_params:,} of {trial.num_params:,}",
         )
     return table
+
+
+def _activation_table(plan: Plan) -> Table:
+    kept = [source for source in plan.activations if source.materialise]
+    table = Table(
+        title=f"frozen work: {len(kept)} of {len(plan.activations)} cuts are computed once and kept, "
+        f"{sum(source.bytes_to_add for source in kept) / 1e6:.1f} MB to add",
+        title_justify="left",
+        caption="decode and prefix: ms an image, measured here; kept, again: s, estimated for all trials together; "
+        "draws: images x views, of which stored already",
+        caption_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    table.add_column("frozen prefix", no_wrap=True)
+    for column in ("trials", "reads", "draws", "stored", "KB", "decode", "prefix", "kept", "again"):
+        table.add_column(column, justify="right")
+    table.add_column("decision")
+    for source in plan.activations:
+        name = source.backbone.id.rpartition("/")[2]
+        draw = f", {source.augmentation} x{source.views}" if source.augmentation != "none" else ""
+        table.add_row(
+            f"{name} {source.num_frozen}/{source.num_blocks}{draw}",
+            str(len(source.trials)),
+            str(source.num_reads),
+            str(source.num_draws),
+            str(source.num_stored),
+            f"{source.bytes_per_image / 1000:.1f}",
+            f"{source.decode_seconds * 1000:.1f}",
+            f"{source.prefix_seconds * 1000:.1f}",
+            f"{source.materialise_seconds:.1f}" if source.keys else "",
+            f"{source.recompute_seconds:.1f}",
+            f"{'keep' if source.materialise else 'recompute'}: {source.reason}",
+        )
+    return table
+
+
+def _plan_uri(run_uri: str) -> str:
+    return storage.join(run_uri, "plan.json")

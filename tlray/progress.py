@@ -26,6 +26,7 @@ class SweepProgress:
         self._num_finished = len(finished)
         self._running: dict[str, dict[str, Any]] = {}
         self._best: tuple[float, str] | None = None
+        self._activations = ""
         self._started = time.monotonic()
         self._console = console
         self._live = Live(console=console, get_renderable=self.table, refresh_per_second=2, transient=True)
@@ -40,6 +41,13 @@ class SweepProgress:
     ) -> None:
         if self._console.is_terminal:
             self._live.stop()
+
+    def activations_computed(self, done: int, total: int) -> None:
+        """`done` of `total` images have been through a frozen prefix."""
+        self._activations = f"frozen work: {done} of {total} images" if done < total else ""
+        if done == total or not self._console.is_terminal:
+            self._console.print(f"frozen work: {done} of {total} images", highlight=False)
+        self._started = time.monotonic()  # the time left is estimated from the epochs of trials alone
 
     def trial_started(self, trial_id: str) -> None:
         self._running.setdefault(trial_id, {})
@@ -93,7 +101,8 @@ class SweepProgress:
         speed = sum(metrics.get("images_per_second", 0.0) for metrics in self._running.values())
         best = f", best val accuracy {self._best[0]:.3f} ({self._best[1]})" if self._best else ""
         table = Table(
-            title=f"{self._num_finished} of {len(self._epochs)} trials ended, "
+            title=self._activations
+            or f"{self._num_finished} of {len(self._epochs)} trials ended, "
             f"{speed:.0f} images/s{self._time_left()}{best}",
             title_justify="left",
             title_style="bold",

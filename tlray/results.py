@@ -125,6 +125,11 @@ class Evaluation(BaseModel):
     bad: tuple[UnreadableImage, ...]
 
 
+def stopped_marker(run_uri: str, trial_id: str) -> str:
+    """The file that says that the scheduler stopped a trial, which is still to be scored."""
+    return storage.join(run_uri, "trials", trial_id, "stopped")
+
+
 def append_result(run_uri: str, result: TrialResult) -> None:
     """Add a row to results.jsonl. Object stores cannot append, so the file is rewritten, atomically, everywhere."""
     uri = _results_uri(run_uri)

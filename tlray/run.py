@@ -11,30 +11,37 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tlray.conclude import Outcome, conclude
+from tlray.activations.location import open_store
 from tlray.config import RunConfig
+from tlray.distributed.activation_pass import run_activation_pass
+from tlray.distributed.planning import plan_on_cluster
 from tlray.distributed.resources import connect
 from tlray.distributed.sweep import check_cluster, run_sweep
-from tlray.errors import Interrupted
-from tlray.prepare import Run, load_run, prepare_run
+from tlray.errors import BackboneError, Interrupted
+from tlray.features import features_config, write_features
+from tlray.prepare import Run, finish, load_run, prepare_run
 from tlray.progress import SweepProgress
 from tlray.results import load_results
 
+if TYPE_CHECKING:
+    from tlray.conclude import Outcome
 
-def run(config: RunConfig, run_uri: str, console: Console) -> Outcome:
+
+def run(config: RunConfig, run_uri: str, console: Console) -> "Outcome":
     """Do all that `config` asks for; InputError before anything is spent where it cannot be done."""
     connect()
     with interruptible(run_uri):
         check_cluster(config)
-        prepared = prepare_run(config, run_uri)
+        prepared = prepare_run(plan_on_cluster(config), run_uri)
         _say_what_was_found(prepared, console)
         return _sweep_and_conclude(prepared, console)
 
 
-def resume(run_uri: str, console: Console) -> Outcome:
+def resume(run_uri: str, console: Console) -> "Outcome":
     """Go on with an interrupted run: finished trials stay finished, others continue from their last checkpoint."""
     connect()
     with interruptible(run_uri):
@@ -43,6 +50,21 @@ def resume(run_uri: str, console: Console) -> Outcome:
         finished = [result.trial_id for result in load_results(loaded.uri) if result.status != "failed"]
         console.print(f"{len(finished)} of {len(loaded.trials)} trials are finished already", highlight=False)
         return _sweep_and_conclude(loaded, console)
+
+
+def features(config: RunConfig, run_uri: str, console: Console) -> tuple[str, ...]:
+    """Compute every backbone's features of every image, where the store lacks them -> Parquet files, one a backbone."""
+    connect()
+    with interruptible(run_uri):
+        prepared = prepare_run(plan_on_cluster(features_config(config)), run_uri)
+        _say_what_was_found(prepared, console)
+        with SweepProgress((), (), console) as progress:
+            failures = run_activation_pass(prepared, progress.activations_computed)
+        if failures:
+            raise BackboneError("; ".join(failures.values()))
+        written = write_features(prepared, open_store(prepared.config))
+        finish(prepared)
+        return written
 
 
 @contextmanager
@@ -78,10 +100,12 @@ def interruptible(run_uri: str) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _sweep_and_conclude(run: Run, console: Console) -> Outcome:
+def _sweep_and_conclude(run: Run, console: Console) -> "Outcome":
     finished = [result.trial_id for result in load_results(run.uri) if result.status != "failed"]
     with SweepProgress(run.trials, finished, console) as progress:
-        run_sweep(run.config, run.trials, run.uri, progress)
+        run_sweep(run, progress)
+    from tlray.conclude import conclude  # torch, matplotlib and onnx: not before the sweep is over
+
     return conclude(run, console)
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from tlray.errors import TrialError
-from tlray.training.checkpoint import Progress, TrialFolder, hash_tensors, pack, unpack_model, unpack_optimizer
+from tlray.freeze import hash_tensors
+from tlray.training.checkpoint import Progress, TrialFolder, pack, unpack_model, unpack_optimizer
 from tlray.training.worker import EpochMetrics
 
 

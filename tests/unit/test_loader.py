@@ -55,7 +55,7 @@ def streams_of(manifest: Manifest, preprocessing: Preprocessing = SMALL, **argum
 
 
 def by_row(batches: Iterator[Batch]) -> dict[int, torch.Tensor]:
-    return {int(row): image for batch in batches for row, image in zip(batch.rows, batch.images, strict=True)}
+    return {int(row): image for batch in batches for row, image in zip(batch.rows, batch.inputs[0], strict=True)}
 
 
 def loader_threads() -> list[str]:
@@ -79,8 +79,8 @@ def num_reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 def test_a_batch_has_the_stated_shapes_and_types(manifest: Manifest) -> None:
     batch = next(streams_of(manifest).train(1))
-    assert batch.images.shape == (5, 3, 32, 32)
-    assert batch.images.dtype == torch.uint8
+    assert batch.inputs[0].shape == (5, 3, 32, 32)
+    assert batch.inputs[0].dtype == torch.uint8
     assert batch.labels.shape == batch.rows.shape == (5,)
     assert batch.labels.dtype == batch.rows.dtype == torch.int64
     assert batch.num_global == 5
@@ -116,7 +116,7 @@ def test_workers_share_each_global_batch_without_overlap(world_size: int, manife
         assert [part.num_global for part in parts] == [len(batch.rows)] * world_size
         for rank, part in enumerate(parts):
             assert torch.equal(part.rows, batch.rows[rank::world_size])
-            assert torch.equal(part.images, batch.images[rank::world_size])
+            assert torch.equal(part.inputs[0], batch.inputs[0][rank::world_size])
             assert torch.equal(part.labels, batch.labels[rank::world_size])
 
 
@@ -124,7 +124,7 @@ def test_more_workers_than_images_get_empty_batches_and_equally_many(manifest: M
     few = replace(manifest, images=manifest.split("train")[:3])
     shares = [list(streams_of(few, batch_size=8, rank=rank, world_size=4).train(1)) for rank in range(4)]
     assert [[len(batch.rows) for batch in share] for share in shares] == [[1], [1], [1], [0]]
-    assert shares[3][0].images.shape == (0, 3, 32, 32)
+    assert shares[3][0].inputs[0].shape == (0, 3, 32, 32)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

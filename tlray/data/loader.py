@@ -9,7 +9,6 @@ number of threads or workers, nor on what is cached.
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from tlray.catalogue import Preprocessing
 from tlray.data.cache import PROCESS_CACHE, ImageCache
 from tlray.data.decode import decode
 from tlray.data.manifest import Image, Manifest
+from tlray.data.order import evaluation_steps, seed_of, train_steps
 from tlray.data.parallel import ordered_map
 from tlray.data.transforms import eval_transform, train_transform
 from tlray.errors import DataError
@@ -34,7 +34,7 @@ MIB = 2**20
 class Batch:
     """One worker's part of a global batch; B may differ by one between workers, and be 0 where images run out."""
 
-    images: torch.Tensor  # (B, 3, H, W) uint8, after the transform
+    inputs: tuple[torch.Tensor, ...]  # images (B, 3, H, W) uint8 after the transform; or activations (B, ...)
     labels: torch.Tensor  # (B,) int64
     rows: torch.Tensor  # (B,) int64, position in the manifest's split
     num_global: int  # images in the global batch, over all workers
@@ -43,6 +43,8 @@ class Batch:
 @dataclass(frozen=True)
 class Streams:
     """The three splits as batches. Closing an iterator early ends its threads."""
+
+    preprocessing: Preprocessing | None  # how images are normalised; None: activations, which are not
 
     train: Callable[[int], Iterator[Batch]]  # by epoch; every worker gets equally many batches
     val: Callable[[], Iterator[Batch]]
@@ -78,18 +80,16 @@ def make_streams(
 
     def train(epoch: int) -> Iterator[Batch]:
         images = splits["train"]
-        num_steps = math.ceil(len(images) / batch_size)
-        steps = np.array_split(_permutation(len(images), seed, epoch), max(1, num_steps))
+        steps = train_steps(len(images), batch_size, seed, epoch)
         load_train = partial(load, augmentation=augmentation, seed=seed, epoch=epoch)
         return batches(load_train, images, [step[share] for step in steps], [len(step) for step in steps])
 
     def evaluation(images: Sequence[Image]) -> Iterator[Batch]:
-        mine = np.arange(len(images))[share]
-        starts = range(0, len(mine), batch_size)
-        num_global = [min(batch_size * world_size, len(images) - start * world_size) for start in starts]
-        return batches(load, images, [mine[start : start + batch_size] for start in starts], num_global)
+        mine, num_global = evaluation_steps(len(images), batch_size, rank, world_size)
+        return batches(load, images, mine, num_global)
 
     return Streams(
+        preprocessing=preprocessing,
         train=train,
         val=partial(evaluation, splits["val"]),
         test=partial(evaluation, splits["test"]),
@@ -97,6 +97,19 @@ def make_streams(
         num_val=len(splits["val"]),
         num_test=len(splits["test"]),
     )
+
+
+def load_draws(
+    images: Sequence[Image], preprocessing: Preprocessing, augmentation: str, view: int, *, num_threads: int
+) -> Iterator[torch.Tensor]:
+    """One draw of each image -> (3, H, W) uint8, in order; draw 0 is the evaluation transform.
+
+    A draw depends on the image's contents and its number alone, so that every run that asks for it gets the same.
+    """
+    load = partial(_load, preprocessing=preprocessing, cache=PROCESS_CACHE)
+    if view > 0:
+        load = partial(load, augmentation=augmentation, seed=0, epoch=view)
+    return ordered_map(load, images, num_threads=num_threads, ahead=2 * num_threads + 16)
 
 
 def _batches(
@@ -118,7 +131,7 @@ def _batches(
             for index in range(len(rows)):
                 pixels[index] = next(loaded)
             labels = torch.tensor([images[row].label for row in rows], dtype=torch.int64)
-            yield Batch(pixels, labels, torch.as_tensor(rows, dtype=torch.int64), count)
+            yield Batch((pixels,), labels, torch.as_tensor(rows, dtype=torch.int64), count)
     finally:
         loaded.close()
 
@@ -168,15 +181,6 @@ def _read(image: Image) -> torch.Tensor:
     return torch.from_numpy(decode(data)).permute(2, 0, 1).contiguous()
 
 
-def _permutation(num_images: int, seed: int, epoch: int) -> np.ndarray:
-    generator = torch.Generator().manual_seed(_hash(f"order/{seed}/{epoch}"))
-    return torch.randperm(num_images, generator=generator).numpy()
-
-
 def _generator(seed: int, epoch: int, content_id: str) -> torch.Generator:
     """The randomness of one image's augmentation in one epoch."""
-    return torch.Generator().manual_seed(_hash(f"augmentation/{seed}/{epoch}/{content_id}"))
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return torch.Generator().manual_seed(seed_of(f"augmentation/{seed}/{epoch}/{content_id}"))

@@ -11,6 +11,8 @@ from tlray.errors import ClusterError
 
 # A nested trial's driver only waits for its workers. It must reserve something, and whole CPUs would starve them.
 DRIVER_MEMORY_BYTES = 300 * 2**20
+CPUS_FOR_A_GPU = 16.0  # of a task beside the trials; decoding is what a GPU waits for
+CPUS_WITHOUT_A_GPU = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,8 @@ class ClusterSummary:
     gpus: float
     memory_bytes: float
     object_store_bytes: float
+    smallest_node_cpus: float  # of the nodes that have CPUs to give
+    smallest_node_gpus: float  # of the nodes that have GPUs; 0 where none has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,19 @@ class TrialResources:
     @property
     def threads(self) -> int:
         """Threads for PyTorch in each worker: what it reserved, so that trials do not fight for cores."""
+        return max(1, int(self.cpus))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResources:
+    """What a task beside the trials takes: a chunk of the activation pass, a group of linear probes."""
+
+    cpus: float
+    gpus: float
+    concurrent: int  # of them fit the cluster
+
+    @property
+    def threads(self) -> int:
         return max(1, int(self.cpus))
 
 
@@ -58,13 +75,28 @@ def cluster_summary() -> ClusterSummary:
     """The resources of the nodes that are alive now."""
     connect()
     total = ray.cluster_resources()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return ClusterSummary(
-        num_nodes=sum(node["Alive"] for node in ray.nodes()),
+        num_nodes=len(nodes),
+        smallest_node_cpus=min((node["CPU"] for node in nodes if node.get("CPU")), default=0.0),
+        smallest_node_gpus=min((node["GPU"] for node in nodes if node.get("GPU")), default=0.0),
         cpus=total.get("CPU", 0.0),
         gpus=total.get("GPU", 0.0),
         memory_bytes=total.get("memory", 0.0),
         object_store_bytes=total.get("object_store_memory", 0.0),
     )
+
+
+def task_resources(cluster: ClusterSummary) -> TaskResources:
+    """One task for each GPU, with its share of the node's CPUs to decode for it; else one for every few CPUs.
+
+    Several threads in one process share one copy of the model and pay once for importing torch.
+    """
+    if cluster.gpus >= 1:
+        cpus = max(1.0, min(CPUS_FOR_A_GPU, cluster.smallest_node_cpus // cluster.smallest_node_gpus))
+        return TaskResources(cpus=cpus, gpus=1, concurrent=max(1, int(min(cluster.gpus, cluster.cpus // cpus))))
+    cpus = max(1.0, min(CPUS_WITHOUT_A_GPU, cluster.smallest_node_cpus))
+    return TaskResources(cpus=cpus, gpus=0, concurrent=max(1, int(cluster.cpus // cpus)))
 
 
 def trial_resources(sweep: SweepConfig, cluster: ClusterSummary) -> TrialResources:

@@ -1,47 +1,47 @@
-"""The sweep: trials in parallel under Ray Tune, each one's final row appended to results.jsonl as it ends.
+"""The sweep: frozen work once, then the trials that read it and the others, each one's row appended as it ends.
 
-    run_sweep(config, trials, run_uri, watch)
+    run_sweep(run, watch)
 
-What is finished and how far the rest is stands in the run folder, written by the trials themselves; Tune's own state
-is thrown away. So a resume is this same call: it starts what has no final row, and the trials find their checkpoints.
+What is finished and how far the rest is stands in the run folder and in the store of activations. So a resume is this
+same call: it computes what no shard holds, starts what has no final row, and the trials find their checkpoints.
+Linear probes on shared features train as groups; everything else runs under Ray Tune, which is imported only then.
 """
 
-import functools
-import os
-import tempfile
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from contextlib import nullcontext
 
 import ray
-from ray import tune
-from ray.tune.experiment import Trial
 
 from tlray import storage
+from tlray.activations.charges import shard_mark
+from tlray.activations.keys import ActivationKey
+from tlray.activations.location import open_store
+from tlray.activations.planned import source_of
 from tlray.config import RunConfig, TrialConfig
-from tlray.distributed.driver import nested_trial
-from tlray.distributed.resources import DRIVER_MEMORY_BYTES, TrialResources, cluster_summary, connect, trial_resources
-from tlray.distributed.scheduler import make_scheduler, our_trial_id
-from tlray.distributed.worker import conclude_trial, in_process_trial, trial_settings
+from tlray.distributed.activation_pass import compute_activations
+from tlray.distributed.errors import reason_of
+from tlray.distributed.probe_groups import run_probe_groups
+from tlray.distributed.resources import (
+    TrialResources,
+    cluster_summary,
+    connect,
+    task_resources,
+    trial_resources,
+)
+from tlray.distributed.tasks import conclude_task
+from tlray.distributed.watch import Watcher
 from tlray.errors import TrialError
+from tlray.prepare import Run
 from tlray.results import (
-    TrialResult,
     append_result,
     delete_trial_result,
     load_results,
     read_trial_result,
+    stopped_marker,
     write_trial_result,
 )
-from tlray.training.trial import failed_result, trial_folder
-
-
-class Watcher(Protocol):
-    """Told what happens while it happens; see `tlray.progress`."""
-
-    def trial_started(self, trial_id: str) -> None: ...
-    def epoch_ended(self, trial_id: str, metrics: dict[str, Any]) -> None: ...
-    def trial_ended(self, result: TrialResult) -> None: ...
-    def trial_stopped(self, trial_id: str) -> None: ...
-    def sweep_broke(self, reason: str) -> None: ...
+from tlray.training.fusion import can_fuse, fusion_key
 
 
 def check_cluster(config: RunConfig) -> TrialResources:
@@ -49,124 +49,98 @@ def check_cluster(config: RunConfig) -> TrialResources:
     return trial_resources(config.sweep, cluster_summary())
 
 
-def run_sweep(config: RunConfig, trials: Sequence[TrialConfig], run_uri: str, watch: Watcher) -> None:
+def run_sweep(run: Run, watch: Watcher) -> None:
     """Run every trial that has no final row yet, then score those that the scheduler stopped."""
     connect()
-    resources = check_cluster(config)
-    _append_missing_rows(run_uri, trials)
-    remaining = [trial for trial in trials if not _is_finished(run_uri, trial.trial_id)]
+    resources = check_cluster(run.config)
+    _append_missing_rows(run)
+    remaining = [trial for trial in run.trials if not _is_finished(run.uri, trial.trial_id)]
     for trial in remaining:  # a failed attempt's row must not be taken for the new attempt's
-        delete_trial_result(run_uri, trial.trial_id)
+        delete_trial_result(run.uri, trial.trial_id)
+    store = open_store(run.config)
+    kept = [source for source in run.plan.activations if source.materialise]
+    keys = [ActivationKey(**fields) for source in kept for fields in source.keys]
+    with store.lease(shard_mark(run.uri), keys) if keys else nullcontext():
+        if keys and remaining:
+            tasks = task_resources(cluster_summary())
+            _fail_readers(run, compute_activations(run, store, tasks, watch.activations_computed), remaining, watch)
+            groups = _probe_groups(run, [trial for trial in remaining if not _has_ended(run.uri, trial.trial_id)])
+            _fail(run, run_probe_groups(run, groups, tasks, watch), watch)
+        _tune(run, remaining, resources, watch)
+        stopped = [trial for trial in remaining if _was_stopped(run.uri, trial.trial_id)]
+        _conclude(run, stopped, resources, watch)
+
+
+def _probe_groups(run: Run, trials: Iterable[TrialConfig]) -> list[list[TrialConfig]]:
+    """Linear probes whose features are kept, grouped by what they must have in common to train as one."""
+    groups: dict[Hashable, list[TrialConfig]] = defaultdict(list)
+    if run.config.activations.fuse_probes:
+        num_blocks = {planned.trial_id: planned.num_blocks for planned in run.plan.trials}
+        for trial in trials:
+            source = source_of(run.plan.activations, trial.trial_id, num_blocks[trial.trial_id])
+            if source is not None and can_fuse(trial):
+                groups[fusion_key(trial)].append(trial)
+    return list(groups.values())
+
+
+def _tune(run: Run, remaining: Sequence[TrialConfig], resources: TrialResources, watch: Watcher) -> None:
+    """Ray Tune over what has not ended, started again where it breaks down itself."""
     failures = 0
-    while open_trials := [trial for trial in remaining if not _has_ended(run_uri, trial.trial_id)]:
+    while open_trials := [trial for trial in remaining if not _has_ended(run.uri, trial.trial_id)]:
+        from tlray.distributed.tune_trials import tune_trials
+
         try:
-            _tune(config, trials, open_trials, run_uri, resources, watch)
-            break
+            tune_trials(run, open_trials, resources, watch)
+            return
         except RuntimeError as error:
             # Tune gives up the whole sweep when Ray kills one trial's process for want of memory. The run folder
             # knows how far each trial is, so a new Tune goes on from there.
             failures += 1
-            if failures > config.sweep.max_failures:
+            if failures > run.config.sweep.max_failures:
                 reason = str(error).splitlines()[0]
-                raise TrialError(f"the sweep broke down: {reason}; `tlray resume {run_uri}` goes on") from error
+                raise TrialError(f"the sweep broke down: {reason}; `tlray resume {run.uri}` goes on") from error
             watch.sweep_broke(str(error).splitlines()[0])
-    stopped = [trial for trial in remaining if _was_stopped(run_uri, trial.trial_id)]
-    _conclude(stopped, run_uri, resources, watch)
 
 
-def _tune(
-    config: RunConfig,
-    trials: Sequence[TrialConfig],
-    open_trials: Sequence[TrialConfig],
-    run_uri: str,
-    resources: TrialResources,
-    watch: Watcher,
-) -> None:
-    # Rows are written by the trials; Tune's loggers, progress bars and metric checks would only stand in the way.
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    if resources.nested:
-        nested = functools.partial(nested_trial, resources=resources, max_failures=config.sweep.max_failures)
-        trainable = tune.with_resources(nested, {"memory": DRIVER_MEMORY_BYTES})
-    else:
-        trainable = tune.with_resources(in_process_trial, {"cpu": resources.cpus, "gpu": resources.gpus})
-    settings = [trial_settings(run_uri, trial.trial_id, resources.threads) for trial in open_trials]
-    history = {trial.trial_id: trial_folder(run_uri, trial.trial_id).load_progress().history for trial in trials}
-    with tempfile.TemporaryDirectory(prefix="tlray-tune-") as scratch:
-        tune.Tuner(
-            trainable,
-            param_space={"trial": tune.grid_search(settings)},
-            tune_config=tune.TuneConfig(
-                scheduler=make_scheduler(config.sweep, trials, history),
-                max_concurrent_trials=resources.concurrent,
-                reuse_actors=not resources.nested,
-                trial_dirname_creator=our_trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name="sweep",
-                storage_path=scratch,
-                verbose=0,
-                callbacks=[_Rows({trial.trial_id: trial for trial in open_trials}, run_uri, watch)],
-                failure_config=tune.FailureConfig(max_failures=config.sweep.max_failures),
-            ),
-        ).fit()
-
-
-class _Rows(tune.Callback):
-    """Turns what Tune says of its trials into final rows and into what the watcher is told."""
-
-    def __init__(self, trials: dict[str, TrialConfig], run_uri: str, watch: Watcher) -> None:
-        self._trials, self._run_uri, self._watch = trials, run_uri, watch
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its callbacks for a restore that is never made, and a console cannot be pickled."""
-        return {}
-
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._watch.trial_started(our_trial_id(trial))
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
-        if "epoch" in result:
-            self._watch.epoch_ended(our_trial_id(trial), result)
-
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Called for a trial that returned and for one that the scheduler stopped; only the first has a result."""
-        trial_id = our_trial_id(trial)
-        result = read_trial_result(self._run_uri, trial_id)
-        if result is None:
-            storage.write_text(_stopped_marker(self._run_uri, trial_id), "")
-            self._watch.trial_stopped(trial_id)
-            return
-        append_result(self._run_uri, result)
-        self._watch.trial_ended(result)
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Called when a trial has used up its restarts."""
-        traceback = storage.read_text(trial.error_file) if trial.error_file else "no reason was given"
-        reason = traceback.strip().splitlines()[-1]
-        result = failed_result(self._trials[our_trial_id(trial)], self._run_uri, reason)
-        write_trial_result(self._run_uri, result)
-        append_result(self._run_uri, result)
-        self._watch.trial_ended(result)
-
-
-def _conclude(trials: Sequence[TrialConfig], run_uri: str, resources: TrialResources, watch: Watcher) -> None:
-    task = conclude_trial.options(num_cpus=resources.cpus, num_gpus=resources.gpus)
-    waiting = {task.remote(run_uri, trial.trial_id, resources.threads): trial for trial in trials}
+def _conclude(run: Run, trials: Sequence[TrialConfig], resources: TrialResources, watch: Watcher) -> None:
+    task = conclude_task.options(num_cpus=resources.cpus, num_gpus=resources.gpus)
+    waiting = {task.remote(run.uri, trial.trial_id, resources.threads): trial for trial in trials}
     while waiting:
-        done = ray.wait(list(waiting))[0][0]
+        (done,), _ = ray.wait(list(waiting))
         trial = waiting.pop(done)
         try:
             result = ray.get(done)
         except ray.exceptions.RayError as error:
-            result = failed_result(trial, run_uri, str(error).strip().splitlines()[-1])
-            write_trial_result(run_uri, result)
-        append_result(run_uri, result)
+            _fail(run, {trial.trial_id: reason_of(error)}, watch)
+            continue
+        append_result(run.uri, result)
         watch.trial_ended(result)
+
+
+def _fail_readers(run: Run, failures: dict[str, str], remaining: Sequence[TrialConfig], watch: Watcher) -> None:
+    """Failed rows for the trials of backbones (ids in `failures`) whose activations could not be made."""
+    readers = {
+        trial_id: failures[source.backbone.id]
+        for source in run.plan.activations
+        if source.materialise and source.backbone.id in failures
+        for trial_id in source.trials
+    }
+    unfinished = {trial.trial_id for trial in remaining}
+    _fail(run, {trial_id: reason for trial_id, reason in readers.items() if trial_id in unfinished}, watch)
+
+
+def _fail(run: Run, reasons: dict[str, str], watch: Watcher) -> None:
+    """A failed row for each trial id in `reasons`."""
+    if not reasons:
+        return
+    from tlray.training.trial import failed_result
+
+    for trial in run.trials:
+        if trial.trial_id in reasons:
+            result = failed_result(trial, run.uri, reasons[trial.trial_id])
+            write_trial_result(run.uri, result)
+            append_result(run.uri, result)
+            watch.trial_ended(result)
 
 
 def _is_finished(run_uri: str, trial_id: str) -> bool:
@@ -180,18 +154,14 @@ def _has_ended(run_uri: str, trial_id: str) -> bool:
     return read_trial_result(run_uri, trial_id) is not None or _was_stopped(run_uri, trial_id)
 
 
-def _append_missing_rows(run_uri: str, trials: Sequence[TrialConfig]) -> None:
+def _append_missing_rows(run: Run) -> None:
     """Rows of trials that wrote their result just before the driver was killed."""
-    known = {result.trial_id for result in load_results(run_uri)}
-    for trial in trials:
-        result = read_trial_result(run_uri, trial.trial_id)
+    known = {result.trial_id for result in load_results(run.uri)}
+    for trial in run.trials:
+        result = read_trial_result(run.uri, trial.trial_id)
         if result is not None and trial.trial_id not in known:
-            append_result(run_uri, result)
-
-
-def _stopped_marker(run_uri: str, trial_id: str) -> str:
-    return storage.join(run_uri, "trials", trial_id, "stopped")
+            append_result(run.uri, result)
 
 
 def _was_stopped(run_uri: str, trial_id: str) -> bool:
-    return storage.exists(_stopped_marker(run_uri, trial_id))
+    return storage.exists(stopped_marker(run_uri, trial_id))

@@ -1,7 +1,6 @@
 """A trial in a Ray process: find out which worker this is, then call `run_trial` like everybody else."""
 
 import dataclasses
-from functools import lru_cache
 from typing import Any
 
 import ray.train
@@ -10,20 +9,11 @@ import torch
 from ray import tune
 from torch import nn
 
-from tlray import storage
-from tlray.config import DataConfig, TrialConfig
-from tlray.config_file import parse_config
-from tlray.data.manifest import load_manifest
+from tlray.distributed.tasks import load_trial
 from tlray.errors import TlrayError
-from tlray.results import TrialResult, write_trial_result
-from tlray.training.trial import (
-    TrialImages,
-    conclude_stopped_trial,
-    failed_result,
-    manifest_images,
-    release_memory,
-    run_trial,
-)
+from tlray.results import write_trial_result
+from tlray.training.run_images import run_images
+from tlray.training.trial import failed_result, release_memory, run_trial
 from tlray.training.worker import Report, Worker, local_worker
 
 
@@ -45,27 +35,9 @@ def train_worker(config: dict[str, Any]) -> None:
     _run(config["trial"], worker, lambda metrics: ray.train.report(dataclasses.asdict(metrics)))
 
 
-@ray.remote
-def conclude_trial(run_uri: str, trial_id: str, threads: int) -> TrialResult:
-    """Task: score a trial that the scheduler stopped."""
-    torch.set_num_threads(threads)
-    return conclude_stopped_trial(load_trial(run_uri, trial_id), run_uri, local_worker(), run_images(run_uri))
-
-
 def trial_settings(run_uri: str, trial_id: str, threads: int) -> dict[str, Any]:
     """What a worker is started with; the trial itself lies in the run folder."""
     return {"run_uri": run_uri, "trial_id": trial_id, "threads": threads}
-
-
-def load_trial(run_uri: str, trial_id: str) -> TrialConfig:
-    return TrialConfig.model_validate_json(storage.read_text(storage.join(run_uri, "trials", trial_id, "trial.json")))
-
-
-@lru_cache(maxsize=1)
-def run_images(run_uri: str) -> TrialImages:
-    """The run's images, read from its manifest once per process."""
-    data: DataConfig = parse_config(storage.read_text(storage.join(run_uri, "config.yaml")), source=run_uri).data
-    return manifest_images(load_manifest(run_uri), data)
 
 
 def _run(settings: dict[str, Any], worker: Worker, report: Report) -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "create_exclusive",
     "delete",
     "describe_access",
+    "download",
     "exists",
     "forget_clients",
     "is_remote",
@@ -127,6 +128,14 @@ def upload_folder(folder: Path, uri: str) -> None:
             s3.upload(path, destination)
         else:
             local.copy(path, destination)
+
+
+def download(uri: str, path: Path) -> None:
+    """Copy a file to a local path as it arrives, without holding it in memory; a failure may leave a part there."""
+    if is_remote(uri):
+        s3.download(uri, path)
+    else:
+        local.copy(Path(uri), str(path))
 
 
 @contextmanager

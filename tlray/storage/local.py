@@ -28,9 +28,12 @@ def list_files(path: str) -> Iterator[FileInfo]:
             found += [os.path.join(folder, name) for name in files]
     for file in sorted(found):
         with _one_line_errors(file):
-            # a link that leads nowhere is listed too, for whoever reads it to report
-            status = os.stat(file) if os.path.exists(file) else os.lstat(file)
-        yield FileInfo(file, status.st_size, f"{status.st_mtime_ns}-{status.st_size}")
+            try:
+                # a link that leads nowhere is listed too, for whoever reads it to report
+                status = os.stat(file) if os.path.exists(file) else os.lstat(file)
+            except FileNotFoundError:  # deleted since: another process's temporary file, say
+                continue
+        yield FileInfo(file, status.st_size, status.st_mtime, f"{status.st_mtime_ns}-{status.st_size}")
 
 
 def read_bytes(path: str) -> bytes:

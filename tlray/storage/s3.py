@@ -78,7 +78,8 @@ def list_files(uri: str) -> Iterator[FileInfo]:
         for page in pages:
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):  # such an empty object only stands for a folder
-                    yield FileInfo(f"s3://{bucket}/{entry['Key']}", entry["Size"], entry["ETag"].strip('"'))
+                    modified = entry["LastModified"].timestamp()
+                    yield FileInfo(f"s3://{bucket}/{entry['Key']}", entry["Size"], modified, entry["ETag"].strip('"'))
 
 
 def read_bytes(uri: str) -> bytes:

@@ -15,4 +15,5 @@ class FileInfo:
 
     uri: str
     size: int  # bytes
+    modified: float  # seconds since 1970, by the clock of the disk or the server
     version: str

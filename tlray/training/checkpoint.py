@@ -8,7 +8,6 @@ A checkpoint is one object, so it is there whole or not at all; progress.json is
 tensors are not stored: their hash is, and a resumed trial whose frozen weights hash differently refuses to go on.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -126,14 +125,3 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.
             index, key = name.removeprefix(OPTIMIZER).split("/", 1)
             state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def hash_tensors(model: nn.Module, keys: Iterable[str]) -> str:
-    """sha256 over names, dtypes and bytes of the model's tensors named by `keys`."""
-    state = model.state_dict()
-    digest = hashlib.sha256()
-    for key in sorted(keys):
-        tensor = state[key].detach().cpu().contiguous()
-        digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

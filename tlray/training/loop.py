@@ -1,6 +1,6 @@
 """The epoch loop of a trial, top to bottom: thaw, train, evaluate, keep, report, stop early. Imports torch only.
 
-    progress = fit(backbone, streams, trial, worker, folder, report)
+    progress = fit(backbone, lambda trainable_blocks: Feed(streams, backbone.model), trial, worker, folder, report)
 
 Nothing random carries over from one epoch to the next (order, augmentation and dropout are seeded by the epoch), so
 a trial that is resumed at an epoch continues as if it had never stopped.
@@ -10,7 +10,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,21 +18,40 @@ import torch
 from torch import nn
 
 from tlray.backbone import Backbone
-from tlray.catalogue import Preprocessing
 from tlray.config import Recipe, TrialConfig
 from tlray.data.loader import Batch, Streams
 from tlray.data.transforms import normalise
 from tlray.errors import TrialError
-from tlray.freeze import blocks_by_epoch, freeze, parameter_groups, train_mode, trainable_state
-from tlray.training.checkpoint import Progress, TrialFolder, hash_tensors, pack, unpack_model, unpack_optimizer
+from tlray.freeze import blocks_by_epoch, freeze, hash_tensors, parameter_groups, train_mode, trainable_state
+from tlray.training.checkpoint import Progress, TrialFolder, pack, unpack_model, unpack_optimizer
 from tlray.training.metrics import ClassificationSums, Scores
 from tlray.training.optim import make_optimizer, rate_factor, set_rate
 from tlray.training.step import eval_step, train_step
 from tlray.training.worker import EpochMetrics, Report, Worker
 
 
+@dataclass(frozen=True)
+class Feed:
+    """What an epoch reads and what it trains: images and the whole model, or activations and the suffix behind them.
+
+    A suffix shares the model's parameters, so that freezing, checkpoints and exports know the model alone.
+    """
+
+    streams: Streams
+    model: nn.Module
+
+    @property
+    def reads_images(self) -> bool:
+        return self.streams.preprocessing is not None
+
+
 def fit(
-    backbone: Backbone, streams: Streams, trial: TrialConfig, worker: Worker, folder: TrialFolder, report: Report
+    backbone: Backbone,
+    feed_for: Callable[[int], Feed],  # by the number of trainable blocks
+    trial: TrialConfig,
+    worker: Worker,
+    folder: TrialFolder,
+    report: Report,
 ) -> Progress:
     """Train `trial` from where its folder says it is until its last epoch; reports and keeps every epoch."""
     recipe = trial.recipe
@@ -50,20 +69,24 @@ def fit(
         if scaler is not None:
             scaler.load_state_dict(progress.scaler)
 
-    model, wrapped_for = backbone.model, -1
+    feed, model, wrapped_for = None, backbone.model, -1
     while not is_done(progress, recipe):
         epoch = progress.epoch + 1
         started = time.perf_counter()
         torch.manual_seed(_epoch_seed(trial.seed, epoch, worker.rank))
         trainable_blocks = thaw.blocks[epoch - 1]
         if trainable_blocks != wrapped_for:  # DDP only looks at what trains when it is made
+            feed = feed_for(trainable_blocks)
             freeze(backbone, trainable_blocks)
-            model, wrapped_for = worker.wrap(backbone.model), trainable_blocks
+            model, wrapped_for = worker.wrap(feed.model), trainable_blocks
+        assert feed is not None, "an epoch has at least no trainable blocks, which is more than -1"
+        streams = feed.streams
         train_mode(backbone, trainable_blocks, recipe.freeze_bn)
-        train_loss = _train_epoch(model, streams, backbone.preprocessing, optimizer, scaler, recipe, worker, epoch)
+        train_loss = _train_epoch(model, streams, optimizer, scaler, recipe, worker, epoch)
         _average_buffers(backbone.model, worker)
         trained = time.perf_counter()
-        scores = evaluate(backbone, streams.val(), worker, recipe.precision)
+        backbone.model.eval()
+        scores = evaluate(feed.model, streams, streams.val(), worker, recipe.precision)
         metrics = EpochMetrics(
             epoch=epoch,
             train_loss=train_loss,
@@ -75,7 +98,8 @@ def fit(
             seconds=time.perf_counter() - started,
             images_per_second=streams.num_train / (trained - started),
         )
-        num_prefix = streams.num_train + streams.num_val if trainable_blocks < max(1, len(backbone.blocks)) else 0
+        through_prefix = feed.reads_images and trainable_blocks < max(1, len(backbone.blocks))
+        num_prefix = streams.num_train + streams.num_val if through_prefix else 0
         progress = replace(
             progress.after(metrics),
             images_seen=progress.images_seen + streams.num_train,
@@ -115,12 +139,13 @@ def thaw_plan(backbone: Backbone, trial: TrialConfig) -> Thaw:
     )
 
 
-def evaluate(backbone: Backbone, batches: Iterable[Batch], worker: Worker, precision: str = "float32") -> Scores:
-    """Scores over the images of all workers, each counted once; leaves the model in evaluation mode."""
-    backbone.model.eval()
+def evaluate(
+    model: nn.Module, streams: Streams, batches: Iterable[Batch], worker: Worker, precision: str = "float32"
+) -> Scores:
+    """Scores over the images of all workers, each counted once. The caller has set evaluation mode."""
     sums: ClassificationSums | None = None
     for batch in batches:
-        logits = eval_step(backbone.model, model_input(batch, backbone.preprocessing, worker), precision=precision)
+        logits = eval_step(model, model_inputs(batch, streams, worker), precision=precision)
         sums = sums or ClassificationSums(logits.shape[1])
         sums.update(logits, batch.labels)
     assert sums is not None, "a split without images passed the manifest"
@@ -131,7 +156,6 @@ def evaluate(backbone: Backbone, batches: Iterable[Batch], worker: Worker, preci
 def _train_epoch(
     model: nn.Module,
     streams: Streams,
-    preprocessing: Preprocessing,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None,
     recipe: Recipe,
@@ -147,7 +171,7 @@ def _train_epoch(
         set_rate(optimizer, rate_factor(step, steps_per_epoch=steps_per_epoch, recipe=recipe))
         loss_sum += train_step(
             model,
-            model_input(batch, preprocessing, worker),
+            model_inputs(batch, streams, worker),
             batch.labels.to(worker.device),
             criterion,
             optimizer,
@@ -170,10 +194,15 @@ def place(backbone: Backbone, worker: Worker) -> None:
     backbone.model.to(worker.device).to(memory_format=torch.channels_last)
 
 
-def model_input(batch: Batch, preprocessing: Preprocessing, worker: Worker) -> torch.Tensor:
-    """The batch's images (B, 3, H, W) as float32 on the worker's device, normalised, channels last."""
-    images = batch.images.to(worker.device, non_blocking=True)
-    return normalise(images, preprocessing).contiguous(memory_format=torch.channels_last)
+def model_inputs(batch: Batch, streams: Streams, worker: Worker) -> tuple[torch.Tensor, ...]:
+    """The batch as float32 on the worker's device, four-dimensional tensors channels last; images are normalised."""
+    inputs = [tensor.to(worker.device, non_blocking=True) for tensor in batch.inputs]
+    if streams.preprocessing is not None:
+        inputs = [normalise(images, streams.preprocessing) for images in inputs]
+    return tuple(
+        tensor.float().contiguous(memory_format=torch.channels_last if tensor.ndim == 4 else torch.contiguous_format)
+        for tensor in inputs
+    )
 
 
 def is_done(progress: Progress, recipe: Recipe) -> bool:

@@ -1,6 +1,7 @@
 """One optimisation step and one evaluation step: tensors in, tensors out. Imports torch only.
 
-B images of a batch, C classes, H x W pixels.
+B images of a batch, C classes. A model's inputs are its images (B, 3, H, W), or what a frozen prefix has computed of
+them, one tensor (B, ...) for each value alive at the cut; float either way.
 """
 
 import torch
@@ -11,7 +12,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 def train_step(
     model: nn.Module,
-    images: torch.Tensor,
+    inputs: tuple[torch.Tensor, ...],
     labels: torch.Tensor,
     criterion: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -21,14 +22,14 @@ def train_step(
     scaler: torch.amp.GradScaler | None = None,
     gradient_clip: float = 0.0,
 ) -> torch.Tensor:
-    """Forward, backward, update. images (B, 3, H, W) float, labels (B,) int64 -> summed loss () before `scale`.
+    """Forward, backward, update. labels (B,) int64 -> summed loss () before `scale`.
 
     `criterion` sums over the batch; `scale` turns that sum into this worker's part of the mean over the global
     batch, so that workers with unequal shares still add up to the gradient of one worker with all the images.
     """
     optimizer.zero_grad(set_to_none=True)
-    with _autocast(images.device, precision):
-        loss = criterion(model(images), labels)
+    with _autocast(inputs[0].device, precision):
+        loss = criterion(model(*inputs), labels)
     scaled = loss * scale
     if scaler is not None:
         scaler.scale(scaled).backward()
@@ -47,10 +48,10 @@ def train_step(
 
 
 @torch.no_grad()
-def eval_step(model: nn.Module, images: torch.Tensor, *, precision: str = "float32") -> torch.Tensor:
-    """images (B, 3, H, W) float -> logits (B, C) float32. The caller has set evaluation mode."""
-    with _autocast(images.device, precision):
-        logits = model(images)
+def eval_step(model: nn.Module, inputs: tuple[torch.Tensor, ...], *, precision: str = "float32") -> torch.Tensor:
+    """Inputs of a model -> logits (B, C) float32. The caller has set evaluation mode."""
+    with _autocast(inputs[0].device, precision):
+        logits = model(*inputs)
     return logits.float()
 
 

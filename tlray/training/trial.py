@@ -6,11 +6,11 @@ The result is a function of the trial, the images and the seed; the trial's fold
 """
 
 import gc
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -21,22 +21,33 @@ from tlray.catalogue import Preprocessing
 from tlray.config import DataConfig, Recipe, TrialConfig
 from tlray.data.loader import Streams, make_streams
 from tlray.data.manifest import Manifest
-from tlray.freeze import freeze
+from tlray.freeze import freeze, hash_tensors
 from tlray.results import TrialResult, read_trial_result, write_trial_result
-from tlray.training.checkpoint import Progress, TrialFolder, hash_tensors, unpack_model
-from tlray.training.loop import fit, is_done, model_input, place, thaw_plan
+from tlray.split import trainable_suffix
+from tlray.training.checkpoint import Progress, TrialFolder, unpack_model
+from tlray.training.loop import Feed, fit, is_done, model_inputs, place, thaw_plan
 from tlray.training.metrics import ClassificationSums, Scores
 from tlray.training.step import eval_step
 from tlray.training.worker import Report, Worker
 
 
+def _recompute(backbone: Backbone, num_frozen: int, trial: TrialConfig, worker: Worker) -> Streams | None:
+    return None
+
+
 @dataclass(frozen=True)
 class TrialImages:
-    """The images as a trial sees them: how many classes, and batches once the preprocessing is known."""
+    """The images as a trial sees them: how many classes, and batches once the preprocessing is known.
+
+    `open_activations` streams what the first `num_frozen` blocks have computed of them, or says None where the frozen
+    blocks are to be computed again and again.
+    """
 
     num_classes: int
     open_streams: Callable[[Preprocessing, Recipe, int, Worker], Streams]  # the int is the seed
     test_content_ids: tuple[str, ...]
+    open_activations: Callable[[Backbone, int, TrialConfig, Worker], Streams | None] = _recompute
+    charged_images: Mapping[str, int] = field(default_factory=dict)  # by the activation pass, for a trial's sake
 
 
 def manifest_images(manifest: Manifest, data: DataConfig) -> TrialImages:
@@ -73,9 +84,8 @@ def run_trial(
     """
     folder = trial_folder(run_uri, trial.trial_id)
     backbone = build_backbone(trial.backbone, images.num_classes, seed=trial.seed)
-    streams = images.open_streams(backbone.preprocessing, trial.recipe, trial.seed, worker)
     already = folder.load_progress().epoch
-    progress = fit(backbone, streams, trial, worker, folder, report)
+    progress = fit(backbone, partial(_feed, backbone, trial, worker, images), trial, worker, folder, report)
     if progress.epoch == already:
         report(progress.history[-1])
     if not worker.leads:
@@ -113,7 +123,17 @@ def load_trained(trial: TrialConfig, run_uri: str, num_classes: int) -> Backbone
 def failed_result(trial: TrialConfig, run_uri: str, error: str) -> TrialResult:
     """The row of a trial that could not be carried out: a reason and no score."""
     progress = trial_folder(run_uri, trial.trial_id).load_progress()
-    return TrialResult(**_described(trial, progress), status="failed", error=error)
+    return TrialResult(**described(trial, progress, 0), status="failed", error=error)
+
+
+def _feed(backbone: Backbone, trial: TrialConfig, worker: Worker, images: TrialImages, trainable_blocks: int) -> Feed:
+    """Activations and the suffix while a prefix is frozen and the plan has it materialised, else images."""
+    num_frozen = len(backbone.blocks) - trainable_blocks
+    if num_frozen > 0:
+        activations = images.open_activations(backbone, num_frozen, trial, worker)
+        if activations is not None:
+            return Feed(activations, trainable_suffix(backbone, num_frozen))
+    return Feed(images.open_streams(backbone.preprocessing, trial.recipe, trial.seed, worker), backbone.model)
 
 
 def _conclude(trial: TrialConfig, run_uri: str, backbone: Backbone, worker: Worker, images: TrialImages) -> TrialResult:
@@ -125,10 +145,11 @@ def _conclude(trial: TrialConfig, run_uri: str, backbone: Backbone, worker: Work
     progress = folder.load_progress()
     _load_best(backbone, trial, folder, progress)
     alone = Worker(device=worker.device)
-    streams = images.open_streams(backbone.preprocessing, trial.recipe, trial.seed, alone)
-    scores = _score_test(backbone, streams, trial, alone, images, folder.uri)
+    feed = _feed(backbone, trial, alone, images, thaw_plan(backbone, trial).most)
+    rows, labels, logits = _test_logits(backbone, feed, trial, alone)
+    scores = write_predictions(folder.uri, rows, labels, logits, images.test_content_ids)
     result = TrialResult(
-        **_described(trial, progress, backbone),
+        **described(trial, progress, images.charged_images.get(trial.trial_id, 0), backbone),
         status="completed" if is_done(progress, trial.recipe) else "stopped",
         epochs=progress.epoch,
         best_epoch=progress.best_epoch,
@@ -145,8 +166,13 @@ def _conclude(trial: TrialConfig, run_uri: str, backbone: Backbone, worker: Work
     return result
 
 
-def _described(trial: TrialConfig, progress: Progress, backbone: Backbone | None = None) -> dict[str, Any]:
-    """The fields of a row that do not depend on how the trial ended."""
+def described(
+    trial: TrialConfig, progress: Progress, charged_images: int, backbone: Backbone | None = None
+) -> dict[str, Any]:
+    """The fields of a row that do not depend on how the trial ended.
+
+    Of trials that share activations, the first is charged with what the activation pass computed.
+    """
     fields: dict[str, Any] = {
         "trial_id": trial.trial_id,
         "backbone": trial.backbone.id,
@@ -156,7 +182,7 @@ def _described(trial: TrialConfig, progress: Progress, backbone: Backbone | None
         "seed": trial.seed,
         "is_baseline": trial.is_baseline,
         "images_seen": progress.images_seen,
-        "prefix_images_computed": progress.prefix_images_computed,
+        "prefix_images_computed": progress.prefix_images_computed + charged_images,
         "seconds": progress.seconds,
         "peak_memory_bytes": progress.peak_memory_bytes,
     }
@@ -174,30 +200,37 @@ def _load_best(backbone: Backbone, trial: TrialConfig, folder: TrialFolder, prog
     unpack_model(backbone.model, folder.load_tensors(progress.best_epoch, frozen_hash))
 
 
-def _score_test(
-    backbone: Backbone, streams: Streams, trial: TrialConfig, worker: Worker, images: TrialImages, folder_uri: str
-) -> Scores:
-    """Scores on the test split; writes every image's prediction, which the confidence intervals are made from."""
+def _test_logits(
+    backbone: Backbone, feed: Feed, trial: TrialConfig, worker: Worker
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows (N,), labels (N,) and logits (N, C) of the test split, on the CPU."""
     backbone.model.eval()
-    sums = ClassificationSums(images.num_classes)
-    rows, labels, predicted, confidence = [], [], [], []
-    for batch in streams.test():
-        inputs = model_input(batch, backbone.preprocessing, worker)
-        logits = eval_step(backbone.model, inputs, precision=trial.recipe.precision).cpu()
-        sums.update(logits, batch.labels)
-        best = torch.softmax(logits, dim=1).max(dim=1)
-        rows.append(batch.rows.numpy())
-        labels.append(batch.labels.numpy())
-        predicted.append(best.indices.numpy())
-        confidence.append(best.values.numpy())
-    row = np.concatenate(rows)
+    rows, labels, logits = [], [], []
+    for batch in feed.streams.test():
+        inputs = model_inputs(batch, feed.streams, worker)
+        rows.append(batch.rows)
+        labels.append(batch.labels)
+        logits.append(eval_step(feed.model, inputs, precision=trial.recipe.precision).cpu())
+    return torch.cat(rows), torch.cat(labels), torch.cat(logits)
+
+
+def write_predictions(
+    folder_uri: str, rows: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor, content_ids: Sequence[str]
+) -> Scores:
+    """Scores on the test split; writes every image's prediction, which the confidence intervals are made from.
+
+    rows (N,) index `content_ids`, labels (N,) int64, logits (N, C) float32.
+    """
+    sums = ClassificationSums(logits.shape[1])
+    sums.update(logits, labels)
+    best = torch.softmax(logits, dim=1).max(dim=1)
     table = pa.table(
         {
-            "row": pa.array(row, pa.int64()),
-            "content_id": pa.array([images.test_content_ids[i] for i in row]),
-            "label": pa.array(np.concatenate(labels), pa.int32()),
-            "predicted": pa.array(np.concatenate(predicted), pa.int32()),
-            "confidence": pa.array(np.concatenate(confidence), pa.float32()),
+            "row": pa.array(rows.numpy(), pa.int64()),
+            "content_id": pa.array([content_ids[row] for row in rows.tolist()]),
+            "label": pa.array(labels.numpy(), pa.int32()),
+            "predicted": pa.array(best.indices.numpy(), pa.int32()),
+            "confidence": pa.array(best.values.numpy(), pa.float32()),
         }
     )
     sink = pa.BufferOutputStream()

@@ -1,0 +1,177 @@
+"""One shard as a file: written as safetensors, mapped into memory and read without a copy.
+
+    data = serialise([features])                          # features (N, 512) float16
+    with open(path, "rb") as file:
+        mapped = map_shard(file, shard)                   # ShardMismatch: not what the index says
+    mapped.values[0][rows]                                # (len(rows), 512), a copy
+
+Pages of a map that were read count as this process's memory until they are given back; the page cache keeps them, for
+all processes of the node. MAPS bounds both, how many maps are open and how much of them stays resident.
+"""
+
+import hashlib
+import json
+import math
+import mmap
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from io import BufferedReader
+
+import numpy as np
+
+from tlray.activations.index import Shard
+
+MAX_OPEN_MAPS = 256  # of a process; each costs a file descriptor, of which there may be 1024
+RELEASE_BYTES = 64 * 2**20  # resident, over all maps, before the pages are given back
+FAULT_AROUND = 64 * 2**10  # the system maps the neighbours of a page too, when they are in its cache
+MAX_HEADER = 2**20
+SAFETENSORS_NAMES = {"float16": "F16", "float32": "F32"}
+
+_verified: set[tuple[int, int, int, int, str]] = set()  # files of this process: see `is_sound`
+
+
+class ShardMismatch(Exception):
+    """The file is not what its index entry says; caught where it is known what to do about it."""
+
+
+def serialise(values: Sequence[np.ndarray]) -> bytes:
+    """values, each (N, ...) float16 or float32, as a safetensors file with the tensors "0", "1", …: one copy."""
+    header, offset = {}, 0
+    for number, value in enumerate(values):
+        end = offset + value.nbytes
+        name = SAFETENSORS_NAMES[value.dtype.name]
+        header[str(number)] = {"dtype": name, "shape": list(value.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the format wants the tensors aligned
+    little = [np.ascontiguousarray(value, value.dtype.newbyteorder("<")) for value in values]
+    return b"".join([len(text).to_bytes(8, "little"), text, *(value.data.cast("B") for value in little)])
+
+
+def is_sound(file: BufferedReader, size: int, sha256: str) -> bool:
+    """Whether the file has this size and checksum; read once for each process, unless it changes."""
+    status = os.fstat(file.fileno())
+    if status.st_size != size:
+        return False
+    identity = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, sha256)
+    if identity not in _verified:
+        file.seek(0)
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:  # in pieces, not through a map
+            return False
+        _verified.add(identity)
+    return True
+
+
+class ShardMap:
+    """An open shard. It is closed, and what locks its file is let go, when nobody holds on to its values any more."""
+
+    def __init__(self, mapped: mmap.mmap, values: tuple[np.ndarray, ...]) -> None:
+        self.values = values  # each (rows, ...), read-only
+        self.num_resident = 0  # bytes, an upper estimate
+        self._mapped = mapped
+
+    def touch(self, num_rows: int, row_bytes: int) -> int:
+        """Note that rows were read; returns how many bytes more may be resident now."""
+        before = self.num_resident
+        self.num_resident = min(len(self._mapped), before + num_rows * (row_bytes + FAULT_AROUND * len(self.values)))
+        return self.num_resident - before
+
+    def release(self) -> None:
+        """Give the pages back; they are mapped anew where they are read again."""
+        if self.num_resident:
+            self._mapped.madvise(mmap.MADV_DONTNEED)
+            self.num_resident = 0
+
+
+def map_shard(file: BufferedReader, shard: Shard) -> ShardMap:
+    """Verify and map; the map keeps the file open. ShardMismatch says what is wrong."""
+    if not is_sound(file, shard.bytes, shard.sha256):
+        raise ShardMismatch("its checksum differs")
+    offsets = _read_offsets(file.fileno(), shard)
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    dtype = np.dtype(shard.dtype).newbyteorder("<")
+    values = tuple(
+        np.frombuffer(mapped, dtype, shard.rows * math.prod(shape), offset).reshape(shard.rows, *shape)
+        for offset, shape in zip(offsets, shard.shapes, strict=True)
+    )
+    return ShardMap(mapped, values)
+
+
+def _read_offsets(descriptor: int, shard: Shard) -> list[int]:
+    """Where each value starts in the file, by its header, which must agree with the entry and with the file's size."""
+    length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
+    if length > min(MAX_HEADER, shard.bytes - 8):
+        raise ShardMismatch(f"its header would be {length} bytes long")
+    try:
+        header = json.loads(os.pread(descriptor, length, 8))
+        tensors = [header.pop(str(number)) for number in range(len(shard.shapes))]
+    except (ValueError, KeyError, AttributeError):
+        raise ShardMismatch("its header cannot be read") from None
+    if header:
+        raise ShardMismatch(f"it holds more than its {len(shard.shapes)} values")
+    itemsize = np.dtype(shard.dtype).itemsize
+    offsets, end = [], 0
+    for tensor, shape in zip(tensors, shard.shapes, strict=True):
+        start, end = end, end + shard.rows * math.prod(shape) * itemsize
+        expected = {
+            "dtype": SAFETENSORS_NAMES[shard.dtype],
+            "shape": [shard.rows, *shape],
+            "data_offsets": [start, end],
+        }
+        if tensor != expected:
+            raise ShardMismatch(f"its header says {tensor} where the index says {expected}")
+        offsets.append(8 + length + start)
+    if 8 + length + end != shard.bytes:
+        raise ShardMismatch("its header does not agree with its size")
+    return offsets
+
+
+class OpenMaps:
+    """The maps of a process, shared by its readers and threads: at most MAX_OPEN_MAPS, those used last."""
+
+    def __init__(self) -> None:
+        self._maps: OrderedDict[str, ShardMap] = OrderedDict()
+        self._num_resident = 0
+        self._lock = threading.Lock()
+
+    def get(self, path: str, opened: Callable[[], ShardMap]) -> ShardMap:
+        """The map of a file, opened where it is not; whoever uses it holds on to what is returned, so it stays open."""
+        with self._lock:
+            found = self._maps.get(path)
+            if found is not None:
+                self._maps.move_to_end(path)
+                return found
+        found = opened()  # without the lock: it may be a download, and several may go on at once
+        with self._lock:
+            self._maps.setdefault(path, found)
+            while len(self._maps) > MAX_OPEN_MAPS:
+                _, oldest = self._maps.popitem(last=False)
+                self._num_resident -= oldest.num_resident
+        return found
+
+    def holds(self, path: str) -> bool:
+        with self._lock:
+            return path in self._maps
+
+    def touch(self, path: str, num_rows: int, row_bytes: int) -> None:
+        """Note that rows of a map were read, and give all pages back when they have become too many."""
+        with self._lock:
+            if path in self._maps:
+                self._num_resident += self._maps[path].touch(num_rows, row_bytes)
+            if self._num_resident > RELEASE_BYTES:
+                for one in self._maps.values():
+                    one.release()
+                self._num_resident = 0
+
+    def drop(self, paths: Iterable[str] | None = None) -> None:
+        """Let go of some maps, or of all; a reader that needs one again opens it again."""
+        with self._lock:
+            for path in list(self._maps) if paths is None else paths:
+                dropped = self._maps.pop(path, None)
+                if dropped is not None:
+                    self._num_resident -= dropped.num_resident
+
+
+MAPS = OpenMaps()

@@ -1,0 +1,108 @@
+"""The activation pass: what frozen prefixes compute of the images, once for all trials, as tasks of the cluster.
+
+    broken = compute_activations(run, store, resources, watch)
+
+Every chunk is a task that commits its own shards, so a killed worker costs a chunk, which Ray starts again elsewhere;
+a killed run costs the chunks in progress: the next one lists what is missing and computes that.
+"""
+
+from collections.abc import Callable, Iterator
+
+import ray
+
+from tlray.activations.charges import shard_mark, write_charges
+from tlray.activations.chunks import Chunk, list_chunks
+from tlray.activations.keys import ActivationKey
+from tlray.activations.location import open_store
+from tlray.activations.planned import ActivationSource
+from tlray.activations.store import ActivationStore
+from tlray.distributed.errors import cause_of
+from tlray.distributed.resources import TaskResources, cluster_summary, task_resources
+from tlray.distributed.tasks import chunk_task
+from tlray.errors import TlrayError, TrialError
+from tlray.prepare import Run
+
+AHEAD = 2  # chunks queued for each that is computed, so that an autoscaler sees what is wanted
+
+
+def compute_activations(
+    run: Run, store: ActivationStore, resources: TaskResources, progress: Callable[[int, int], None]
+) -> dict[str, str]:
+    """Compute what is missing -> why, for each backbone id whose activations cannot be made.
+
+    `progress` is told of (images through a prefix, of how many). TlrayError when the images themselves are at fault, or
+    when workers keep dying.
+    """
+    sources = run.plan.activations
+    chunks = list_chunks(
+        sources,
+        run.manifest,
+        store,
+        images_per_shard=run.config.activations.images_per_shard,
+        num_workers=resources.concurrent,
+    )
+    keys = _keys(sources)
+    for key in keys.values():
+        store.touch(key)
+    total = sum(chunk.num_forwards for chunk in chunks)
+    if not store.make_room(_bytes_to_add(chunks, sources), keep=set(keys)):
+        raise TrialError(
+            f"activations.max_gb {run.config.activations.max_gb:g}: {store.uri} has no room for what this run keeps, "
+            "and other runs are using the rest; raise it, or set activations.materialise=never"
+        )
+    done = 0
+    failures: dict[str, str] = {}
+    for outcome, chunk in _computed(run, chunks, resources):
+        done += chunk.num_forwards
+        failures |= outcome.failures
+        progress(done, total)
+    write_charges(run.uri, sources, [trial.trial_id for trial in run.trials], store)
+    return failures
+
+
+def run_activation_pass(run: Run, progress: Callable[[int, int], None]) -> dict[str, str]:
+    """`compute_activations` by itself, for what needs no trials; the activations are protected while it runs."""
+    store = open_store(run.config)
+    with store.lease(shard_mark(run.uri), list(_keys(run.plan.activations).values())):
+        return compute_activations(run, store, task_resources(cluster_summary()), progress)
+
+
+def _computed(run: Run, chunks: list[Chunk], resources: TaskResources) -> Iterator[tuple]:
+    """Every chunk with its outcome, as they are done."""
+    task = chunk_task.options(
+        num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=run.config.sweep.max_failures
+    )
+    remaining = iter(chunks)
+    running: dict[ray.ObjectRef, Chunk] = {}
+    while True:
+        while len(running) < AHEAD * resources.concurrent and (chunk := next(remaining, None)) is not None:
+            running[task.remote(run.uri, chunk, resources.threads)] = chunk
+        if not running:
+            return
+        (done,), _ = ray.wait(list(running))
+        chunk = running.pop(done)
+        try:
+            yield ray.get(done), chunk
+        except ray.exceptions.RayError as error:
+            for other in running:
+                ray.cancel(other, force=True)
+            cause = cause_of(error)
+            if isinstance(cause, TlrayError):
+                raise cause from None
+            raise TrialError(f"the activation pass broke down: {cause}; `tlray resume {run.uri}` goes on") from error
+
+
+def _keys(sources: tuple[ActivationSource, ...]) -> dict[str, ActivationKey]:
+    keys = [ActivationKey(**fields) for source in sources if source.materialise for fields in source.keys]
+    return {key.digest: key for key in keys}
+
+
+def _bytes_to_add(chunks: list[Chunk], sources: tuple[ActivationSource, ...]) -> int:
+    size = {ActivationKey(**fields).digest: source.bytes_per_image for source in sources for fields in source.keys}
+    return sum(
+        len(chunk.content_ids) * size[key.digest]
+        for chunk in chunks
+        for draw in chunk.draws
+        for wanted in draw.wanted
+        for key in wanted.keys
+    )

@@ -1,0 +1,28 @@
+"""Planning in a worker process of the driver's node: the driver itself never imports torch.
+
+planned = plan_on_cluster(config)
+"""
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tlray.config import RunConfig
+from tlray.distributed.errors import cause_of
+from tlray.distributed.tasks import plan_task
+from tlray.errors import TlrayError
+from tlray.plan import PlannedRun
+
+
+def plan_on_cluster(config: RunConfig) -> PlannedRun:
+    """`tlray.planning.plan_run` beside the driver, where relative and local paths mean what the user meant.
+
+    The process then goes on to the activation pass, with torch imported and the machine's caches warm.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    try:
+        return ray.get(plan_task.options(num_cpus=0, max_retries=0, scheduling_strategy=here).remote(config))
+    except ray.exceptions.RayError as error:
+        cause = cause_of(error)
+        if isinstance(cause, TlrayError):
+            raise cause from None
+        raise

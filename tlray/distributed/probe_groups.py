@@ -1,0 +1,67 @@
+"""Linear probes that share features, as one task a group: each is still a trial with its own row.
+
+run_probe_groups(run, groups, resources, watch)
+
+A task tells of epochs while it runs. What a killed one has done lies in the run folder, where the next one finds it.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from tlray.config import TrialConfig
+from tlray.distributed.errors import reason_of
+from tlray.distributed.resources import TaskResources
+from tlray.distributed.tasks import probe_group_task
+from tlray.distributed.watch import Watcher
+from tlray.prepare import Run
+from tlray.results import TrialResult, append_result, read_trial_result
+
+
+def run_probe_groups(
+    run: Run, groups: Sequence[Sequence[TrialConfig]], resources: TaskResources, watch: Watcher
+) -> dict[str, str]:
+    """Train every group and append its rows -> why, for each trial that has none because its group broke down."""
+    task = probe_group_task.options(
+        num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=run.config.sweep.max_failures
+    )
+    running: dict[Any, Sequence[TrialConfig]] = {}  # by the generator of what the task tells
+    for group in groups:
+        ids = [trial.trial_id for trial in group]
+        running[task.remote(run.uri, ids, resources.threads)] = group
+    started: set[str] = set()
+    broken: dict[str, str] = {}
+    while running:
+        ready: Any = ray.wait(list(running))[0][0]
+        group = running[ready]
+        try:
+            news = ray.get(next(ready))
+        except StopIteration:
+            del running[ready]
+            continue
+        except ray.exceptions.RayError as error:
+            del running[ready]
+            rows = {trial.trial_id: read_trial_result(run.uri, trial.trial_id) for trial in group}
+            for trial_id, row in rows.items():
+                if row is None:
+                    broken[trial_id] = reason_of(error)
+                else:  # written before its group broke down
+                    _end(run, row, watch)
+            continue
+        for item in news:
+            if isinstance(item, TrialResult):
+                _end(run, item, watch)
+                continue
+            trial_id, metrics = item
+            if trial_id not in started:
+                started.add(trial_id)
+                watch.trial_started(trial_id)
+            watch.epoch_ended(trial_id, dataclasses.asdict(metrics))
+    return broken
+
+
+def _end(run: Run, result: TrialResult, watch: Watcher) -> None:
+    append_result(run.uri, result)
+    watch.trial_ended(result)

@@ -1,0 +1,107 @@
+"""What runs in Ray's worker processes beside trials: planning, chunks of the activation pass, groups of linear probes.
+
+Neither Ray Tune nor Ray Train is imported here: a sweep of linear probes gets by without them. The driver imports no
+torch, so these processes are the first to do it, and Ray hands the same process one task after the other.
+"""
+
+import queue
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import ray
+
+from tlray import storage
+from tlray.activations.charges import shard_mark
+from tlray.activations.chunks import Chunk
+from tlray.config import RunConfig, TrialConfig
+from tlray.prepare import Run, load_run
+
+
+@ray.remote
+def plan_task(config: RunConfig) -> Any:
+    """The PlannedRun of a configuration."""
+    from tlray.planning import plan_run
+
+    return plan_run(config)
+
+
+@ray.remote
+def chunk_task(run_uri: str, chunk: Chunk, num_threads: int) -> Any:
+    """Computes and commits one chunk of activations -> ChunkOutcome."""
+    import torch
+
+    from tlray.activations.compute import compute_chunk
+    from tlray.activations.location import open_store
+    from tlray.data.cache import PROCESS_CACHE
+
+    torch.set_num_threads(num_threads)
+    run = _load_run(run_uri)
+    PROCESS_CACHE.resize(run.config.data.memory_cache_mb * 2**20)
+    return compute_chunk(
+        chunk,
+        {image.content_id: image for image in run.manifest.images},
+        open_store(run.config),
+        num_classes=len(run.manifest.classes),
+        run=shard_mark(run_uri),
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        num_threads=max(num_threads, run.config.data.num_threads),
+    )
+
+
+@ray.remote(num_returns="streaming")
+def probe_group_task(run_uri: str, trial_ids: list[str], num_threads: int) -> Iterator[Any]:
+    """Trains linear probes as one batched head; yields lists of (trial id, EpochMetrics), then TrialResults."""
+    import torch
+
+    from tlray.training.probe_group import run_probe_group
+    from tlray.training.run_images import run_images
+    from tlray.training.trial import release_memory
+    from tlray.training.worker import local_worker
+
+    torch.set_num_threads(num_threads)
+    trials = [load_trial(run_uri, trial_id) for trial_id in trial_ids]
+    reports: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    with ThreadPoolExecutor(1) as pool:
+        group = pool.submit(
+            run_probe_group,
+            trials,
+            run_uri,
+            local_worker(),
+            run_images(run_uri),
+            lambda trial_id, metrics: reports.put((trial_id, metrics)),
+        )
+        group.add_done_callback(lambda _: reports.put(None))
+        while (first := reports.get()) is not None:
+            several = [first]
+            while not reports.empty() and (more := reports.get()) is not None:
+                several.append(more)
+            yield several
+            if group.done() and reports.empty():
+                break
+        results = group.result()
+    release_memory()
+    yield results
+
+
+@ray.remote
+def conclude_task(run_uri: str, trial_id: str, num_threads: int) -> Any:
+    """Scores a trial that the scheduler stopped -> TrialResult."""
+    import torch
+
+    from tlray.training.run_images import run_images
+    from tlray.training.trial import conclude_stopped_trial
+    from tlray.training.worker import local_worker
+
+    torch.set_num_threads(num_threads)
+    return conclude_stopped_trial(load_trial(run_uri, trial_id), run_uri, local_worker(), run_images(run_uri))
+
+
+def load_trial(run_uri: str, trial_id: str) -> TrialConfig:
+    return TrialConfig.model_validate_json(storage.read_text(storage.join(run_uri, "trials", trial_id, "trial.json")))
+
+
+@lru_cache(maxsize=1)
+def _load_run(run_uri: str) -> Run:
+    return load_run(run_uri)

@@ -1,0 +1,102 @@
+"""Trials under Ray Tune: those that train blocks, or read images, each one's final row appended as it ends.
+
+    tune_trials(run, open_trials, resources, watch)
+
+What is finished and how far the rest is stands in the run folder, written by the trials themselves; Tune's own state
+is thrown away.
+"""
+
+import functools
+import os
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+
+from tlray import storage
+from tlray.config import TrialConfig
+from tlray.distributed.driver import nested_trial
+from tlray.distributed.resources import DRIVER_MEMORY_BYTES, TrialResources
+from tlray.distributed.scheduler import make_scheduler, our_trial_id
+from tlray.distributed.watch import Watcher
+from tlray.distributed.worker import in_process_trial, trial_settings
+from tlray.prepare import Run
+from tlray.results import append_result, read_trial_result, stopped_marker, write_trial_result
+from tlray.training.trial import failed_result, trial_folder
+
+
+def tune_trials(run: Run, open_trials: Sequence[TrialConfig], resources: TrialResources, watch: Watcher) -> None:
+    """Train `open_trials` until each has ended or was stopped; RuntimeError when Tune itself breaks down."""
+    config = run.config
+    # Rows are written by the trials; Tune's loggers, progress bars and metric checks would only stand in the way.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    if resources.nested:
+        nested = functools.partial(nested_trial, resources=resources, max_failures=config.sweep.max_failures)
+        trainable = tune.with_resources(nested, {"memory": DRIVER_MEMORY_BYTES})
+    else:
+        trainable = tune.with_resources(in_process_trial, {"cpu": resources.cpus, "gpu": resources.gpus})
+    settings = [trial_settings(run.uri, trial.trial_id, resources.threads) for trial in open_trials]
+    history = {trial.trial_id: trial_folder(run.uri, trial.trial_id).load_progress().history for trial in run.trials}
+    with tempfile.TemporaryDirectory(prefix="tlray-tune-") as scratch:
+        tune.Tuner(
+            trainable,
+            param_space={"trial": tune.grid_search(settings)},
+            tune_config=tune.TuneConfig(
+                scheduler=make_scheduler(config.sweep, run.trials, history),
+                max_concurrent_trials=resources.concurrent,
+                reuse_actors=not resources.nested,
+                trial_dirname_creator=our_trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name="sweep",
+                storage_path=scratch,
+                verbose=0,
+                callbacks=[_Rows({trial.trial_id: trial for trial in open_trials}, run.uri, watch)],
+                failure_config=tune.FailureConfig(max_failures=config.sweep.max_failures),
+            ),
+        ).fit()
+
+
+class _Rows(tune.Callback):
+    """Turns what Tune says of its trials into final rows and into what the watcher is told."""
+
+    def __init__(self, trials: dict[str, TrialConfig], run_uri: str, watch: Watcher) -> None:
+        self._trials, self._run_uri, self._watch = trials, run_uri, watch
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks for a restore that is never made, and a console cannot be pickled."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._watch.trial_started(our_trial_id(trial))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        if "epoch" in result:
+            self._watch.epoch_ended(our_trial_id(trial), result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Called for a trial that returned and for one that the scheduler stopped; only the first has a result."""
+        trial_id = our_trial_id(trial)
+        result = read_trial_result(self._run_uri, trial_id)
+        if result is None:
+            storage.write_text(stopped_marker(self._run_uri, trial_id), "")
+            self._watch.trial_stopped(trial_id)
+            return
+        append_result(self._run_uri, result)
+        self._watch.trial_ended(result)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Called when a trial has used up its restarts."""
+        traceback = storage.read_text(trial.error_file) if trial.error_file else "no reason was given"
+        reason = traceback.strip().splitlines()[-1]
+        result = failed_result(self._trials[our_trial_id(trial)], self._run_uri, reason)
+        write_trial_result(self._run_uri, result)
+        append_result(self._run_uri, result)
+        self._watch.trial_ended(result)

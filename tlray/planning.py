@@ -1,0 +1,117 @@
+"""The plan is made: images listed, every backbone built once with its weights, frozen work measured. Trains nothing.
+
+    planned = plan_run(config)          # InputError for whatever is wrong with what the user gave; writes no run folder
+
+Checks go from the cheap to the dear: storage, images, every backbone with its weights, every freeze strategy on it.
+"""
+
+from collections.abc import Sequence
+
+from tlray import storage
+from tlray.activations.decision import plan_sources
+from tlray.activations.location import measure_speed, open_store
+from tlray.activations.planned import ActivationSource
+from tlray.backbone import Backbone, build_backbone
+from tlray.catalogue import resolve_id
+from tlray.config import BackboneConfig, RunConfig, TrialConfig
+from tlray.data.manifest import Manifest, make_manifest
+from tlray.demo_data import make_demo_data
+from tlray.errors import ConfigError
+from tlray.freeze import freeze
+from tlray.plan import Plan, PlannedRun, PlannedTrial
+from tlray.search_space import list_trials
+from tlray.training.loop import thaw_plan
+
+
+def plan_run(config: RunConfig) -> PlannedRun:
+    """All that a run would do, without a run folder."""
+    storage.check_writable(storage.absolute(config.storage))
+    _check_batch_sizes(config)
+    for backbone in (config.baseline.backbone, *config.backbones):
+        resolve_id(backbone.id)
+    config = _resolved(config)
+    manifest = make_manifest(config.data, config.seed)
+    trials = tuple(list_trials(config))
+    return PlannedRun(config, manifest, trials, make_plan(config, manifest, trials))
+
+
+def make_plan(config: RunConfig, manifest: Manifest, trials: Sequence[TrialConfig]) -> Plan:
+    """Builds every backbone once with its weights and tries every strategy on it, so that a mistake shows here."""
+    num_images = {split: len(manifest.split(split)) for split in ("train", "val", "test")}
+    planned: dict[str, PlannedTrial] = {}
+    sources: list[ActivationSource] = []
+    store = open_store(config)
+    speed = measure_speed(store.uri)
+    for config_key in dict.fromkeys(trial.backbone.model_dump_json() for trial in trials):
+        backbone = build_backbone(
+            BackboneConfig.model_validate_json(config_key), len(manifest.classes), seed=config.seed
+        )
+        same = [trial for trial in trials if trial.backbone.model_dump_json() == config_key]
+        planned |= {trial.trial_id: _planned(trial, backbone, num_images) for trial in same}
+        sources += plan_sources(config, manifest, backbone, same, store, speed)
+    return Plan(
+        name=config.name,
+        num_classes=len(manifest.classes),
+        num_images=num_images,
+        num_bad_images=len(manifest.bad),
+        trials=tuple(planned[trial.trial_id] for trial in trials),
+        total_epochs=sum(trial.epochs for trial in planned.values()),
+        total_image_passes=sum(trial.image_passes for trial in planned.values()),
+        activations=tuple(sources),
+    )
+
+
+def _planned(trial: TrialConfig, backbone: Backbone, num_images: dict[str, int]) -> PlannedTrial:
+    most = thaw_plan(backbone, trial).most
+    freeze(backbone, most)
+    parameters = list(backbone.model.parameters())
+    return PlannedTrial(
+        trial_id=trial.trial_id,
+        backbone=trial.backbone.id,
+        weights=trial.backbone.weights,
+        strategy=trial.strategy.label,
+        params=trial.recipe.model_dump(),
+        epochs=trial.recipe.epochs,
+        num_params=sum(p.numel() for p in parameters),
+        num_trainable_params=sum(p.numel() for p in parameters if p.requires_grad),
+        num_blocks=len(backbone.blocks),
+        trainable_blocks=most,
+        input_size=backbone.preprocessing.input_size,
+        image_passes=trial.recipe.epochs * (num_images["train"] + num_images["val"]) + num_images["test"],
+    )
+
+
+def _resolved(config: RunConfig) -> RunConfig:
+    """Full backbone ids, absolute locations, and the demo's images and weights made where they are asked for."""
+    data = config.data
+    if data.synthetic is not None:
+        made = make_demo_data(data.synthetic)
+        data = data.model_copy(update={"synthetic": None, "train": made.train, "val": made.val, "test": made.test})
+    locations = {name: storage.absolute(uri) for name in ("train", "val", "test") if (uri := getattr(data, name))}
+    baseline = config.baseline.model_copy(update={"backbone": _resolved_backbone(config.baseline.backbone)})
+    return config.model_copy(
+        update={
+            "storage": storage.absolute(config.storage),
+            "data": data.model_copy(update=locations),
+            "backbones": tuple(_resolved_backbone(backbone) for backbone in config.backbones),
+            "baseline": baseline,
+        }
+    )
+
+
+def _resolved_backbone(backbone: BackboneConfig) -> BackboneConfig:
+    weights = backbone.weights
+    if weights not in ("pretrained", "none"):
+        weights = storage.absolute(weights)
+    return backbone.model_copy(update={"id": resolve_id(backbone.id), "weights": weights})
+
+
+def _check_batch_sizes(config: RunConfig) -> None:
+    """Every worker gets two images of each global batch at least: BatchNorm cannot normalise a single one."""
+    least = 2 * config.sweep.workers_per_trial
+    for trial in list_trials(config):
+        if trial.recipe.batch_size < least:
+            raise ConfigError(
+                f"training.batch_size {trial.recipe.batch_size} is too small for sweep.workers_per_trial "
+                f"{config.sweep.workers_per_trial}: give at least {least}"
+            )

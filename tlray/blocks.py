@@ -113,6 +113,8 @@ def is_inside(name: str, modules: tuple[str, ...]) -> bool:
 class _CoarseTracer(fx.Tracer):
     """Steps into `opened` modules only; everything else is one node."""
 
+    proxy_buffer_attributes = True  # or what a forward computes of a buffer is computed now, on today's device
+
     def __init__(self, opened: set[str], opaque_functions: tuple[Callable[..., Any], ...]) -> None:
         super().__init__(autowrap_functions=opaque_functions)
         self.opened = opened

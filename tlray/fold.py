@@ -28,7 +28,7 @@ def folded(prefix: FrozenPrefix) -> FrozenPrefix:
     instead: dict[nn.Module, nn.Module] = {}
     for conv, norm in _pairs(layers):
         _absorb(conv, norm)
-        instead[norm] = getattr(norm, "act", nn.Identity())  # timm's norms end with their activation
+        instead[norm] = getattr(norm, "act", nn.Identity()).eval()  # timm's norms end with their activation
     for name, module in list(layers.named_modules(remove_duplicate=False)):
         if module in instead:
             layers.set_submodule(name, instead[module])

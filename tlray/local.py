@@ -5,13 +5,10 @@ outcome = run_local(config, "001-resnet18-full", new_run_uri(config), Console())
 
 from rich.console import Console
 
-from tlray.activations.charges import shard_mark, write_charges
-from tlray.activations.chunks import list_chunks
-from tlray.activations.compute import compute_chunk
-from tlray.activations.location import open_store
+from tlray.activations.local_pass import compute_here
 from tlray.conclude import Outcome, conclude
 from tlray.config import RunConfig
-from tlray.errors import ConfigError, TrialError
+from tlray.errors import ConfigError
 from tlray.planning import plan_run
 from tlray.prepare import Run, prepare_run
 from tlray.results import append_result
@@ -30,7 +27,12 @@ def run_local(config: RunConfig, trial_id: str | None, run_uri: str, console: Co
 
 
 def _train(run: Run, trial_id: str, console: Console) -> Outcome:
-    _compute_activations(run, trial_id, console)
+    sources = [source for source in run.plan.activations if trial_id in source.trials]
+
+    def progress(done: int, total: int) -> None:
+        console.print(f"frozen work: {done} of {total} images", highlight=False)
+
+    compute_here(run.uri, run.config, run.manifest, sources, local_worker().device, progress)
     images = run_images(run.uri)
     for trial in run.trials:
         if trial.is_baseline or trial.trial_id == trial_id:
@@ -38,29 +40,6 @@ def _train(run: Run, trial_id: str, console: Console) -> Outcome:
             assert result is not None, "a single worker leads"
             append_result(run.uri, result)
     return conclude(run, console)
-
-
-def _compute_activations(run: Run, trial_id: str, console: Console) -> None:
-    """What the trial's frozen blocks compute, for the draws that it reads and the store does not hold."""
-    store, device = open_store(run.config), local_worker().device
-    sources = [source for source in run.plan.activations if trial_id in source.trials]
-    settings = run.config.activations
-    chunks = list_chunks(sources, run.manifest, store, images_per_shard=settings.images_per_shard, num_workers=1)
-    images = {image.content_id: image for image in run.manifest.images}
-    for number, chunk in enumerate(chunks, start=1):
-        outcome = compute_chunk(
-            chunk,
-            images,
-            store,
-            num_classes=len(run.manifest.classes),
-            run=shard_mark(run.uri),
-            device=device,
-            num_threads=run.config.data.num_threads,
-        )
-        for reason in outcome.failures.values():
-            raise TrialError(reason)
-        console.print(f"frozen work: chunk {number} of {len(chunks)}", highlight=False)
-    write_charges(run.uri, sources, [trial_id], store)
 
 
 class _Printer:

@@ -212,3 +212,26 @@ def test_a_wrong_setting_is_named(variable: str, value: str, said: str, monkeypa
     monkeypatch.setenv(variable, value)
     with pytest.raises(StorageError, match=said):
         storage.exists("s3://bucket/object")
+
+
+def test_a_download_is_a_copy_of_the_file(tmp_path: Path) -> None:
+    storage.write_text(str(tmp_path / "from"), "1")
+    storage.download(str(tmp_path / "from"), tmp_path / "to")
+    assert (tmp_path / "to").read_text() == "1"
+    with pytest.raises(storage.NotFoundError):
+        storage.download(str(tmp_path / "nothing"), tmp_path / "to")
+
+
+def test_files_are_listed_with_the_time_they_were_written(tmp_path: Path) -> None:
+    storage.write_text(str(tmp_path / "file"), "")
+    os.utime(tmp_path / "file", (1, 1_700_000_000))
+    assert next(storage.list_files(str(tmp_path))).modified == 1_700_000_000
+
+
+def test_a_file_that_vanishes_while_its_folder_is_listed_is_not_listed(tmp_path: Path) -> None:
+    for name in "abc":
+        storage.write_text(str(tmp_path / name), "")
+    listing = storage.list_files(str(tmp_path))
+    first = next(listing)
+    (tmp_path / "b").unlink()
+    assert [file.uri for file in (first, *listing)] == [str(tmp_path / name) for name in "ac"]

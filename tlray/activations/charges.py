@@ -10,11 +10,10 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 
-from tlray.activations.keys import ActivationKey
-from tlray.activations.store import ActivationStore
-
 from tlray import storage
+from tlray.activations.keys import ActivationKey
 from tlray.activations.planned import ActivationSource
+from tlray.activations.store import ActivationStore
 
 
 def shard_mark(run_uri: str) -> str:

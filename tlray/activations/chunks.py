@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from tlray.activations.keys import ActivationKey
-from tlray.activations.store import ActivationStore
-
 from tlray.activations.planned import ActivationSource
+from tlray.activations.store import ActivationStore
 from tlray.config import BackboneConfig
 from tlray.data.manifest import Manifest
 

@@ -14,12 +14,11 @@ from itertools import islice
 
 import numpy as np
 import torch
-from tlray.activations.keys import ActivationKey
-from tlray.activations.store import ActivationStore
-from tlray.fold import folded
 from torch import nn
 
 from tlray.activations.chunks import BACKBONES_AT_ONCE, Chunk, Draw, Wanted
+from tlray.activations.keys import ActivationKey
+from tlray.activations.store import ActivationStore
 from tlray.backbone import build_backbone
 from tlray.catalogue import Preprocessing
 from tlray.config import BackboneConfig
@@ -27,6 +26,7 @@ from tlray.data.loader import load_draws
 from tlray.data.manifest import Image
 from tlray.data.transforms import normalise
 from tlray.errors import DataError, TlrayError
+from tlray.fold import folded
 from tlray.freeze import frozen_keys, hash_tensors
 from tlray.split import find_cut, frozen_prefix
 

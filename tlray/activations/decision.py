@@ -20,17 +20,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from tlray.activations.keys import ActivationKey
-from tlray.activations.store import ActivationStore
-from tlray.fold import folded
 
+from tlray.activations.keys import ActivationKey
 from tlray.activations.location import Speed
 from tlray.activations.planned import ActivationSource
+from tlray.activations.store import ActivationStore
 from tlray.backbone import Backbone
 from tlray.config import RunConfig, TrialConfig
 from tlray.data.loader import load_draws
 from tlray.data.manifest import Image, Manifest
 from tlray.data.transforms import normalise
+from tlray.fold import folded
 from tlray.freeze import blocks_by_epoch, frozen_keys, hash_tensors
 from tlray.split import SPLIT_VERSION, Cut, SplitError, find_cut, frozen_prefix
 

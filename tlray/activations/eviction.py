@@ -80,11 +80,12 @@ def _evict(folder: KeyFolder) -> bool:
         return False
     files = [file.uri for file in list_or_none(folder.uri)]  # what is written from now on is not touched
     index = [uri for uri in files if uri.startswith(f"{folder.index}/")]
+    shards = [uri for uri in files if uri.startswith(f"{folder.shards}/")]
     for_each(storage.delete, index, remote=remote)
     if holders(folder):
         return False
-    for_each(storage.delete, [uri for uri in files if uri.startswith(f"{folder.shards}/")], remote=remote)
-    for_each(storage.delete, [uri for uri in files if not uri.startswith(f"{folder.shards}/")], remote=remote)
+    for_each(storage.delete, shards, remote=remote)
+    for_each(storage.delete, sorted({*files} - {*index, *shards}), remote=remote)
     return True
 
 

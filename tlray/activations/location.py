@@ -10,9 +10,9 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-from tlray.activations.store import ActivationStore
 
 from tlray import storage
+from tlray.activations.store import ActivationStore
 from tlray.config import RunConfig
 
 GB = 10**9

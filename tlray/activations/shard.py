@@ -25,7 +25,7 @@ from tlray.activations.index import Shard
 
 MAX_OPEN_MAPS = 256  # of a process; each costs a file descriptor, of which there may be 1024
 RELEASE_BYTES = 64 * 2**20  # resident, over all maps, before the pages are given back
-FAULT_AROUND = 64 * 2**10  # the system maps the neighbours of a page too, when they are in its cache
+LARGEST_PAGE = 2 * 2**20  # what one access may make resident, where the system keeps the file in large pages
 MAX_HEADER = 2**20
 SAFETENSORS_NAMES = {"float16": "F16", "float32": "F32"}
 
@@ -75,7 +75,7 @@ class ShardMap:
     def touch(self, num_rows: int, row_bytes: int) -> int:
         """Note that rows were read; returns how many bytes more may be resident now."""
         before = self.num_resident
-        self.num_resident = min(len(self._mapped), before + num_rows * (row_bytes + FAULT_AROUND * len(self.values)))
+        self.num_resident = min(len(self._mapped), before + num_rows * (row_bytes + LARGEST_PAGE * len(self.values)))
         return self.num_resident - before
 
     def release(self) -> None:

@@ -11,6 +11,7 @@ tensors are not stored: their hash is, and a resumed trial whose frozen weights 
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from safetensors.torch import load as load_safetensors
@@ -52,6 +53,11 @@ class Progress:
         )
 
 
+def parse_progress(fields: dict[str, Any]) -> Progress:
+    """What `asdict` made of a Progress, back from JSON."""
+    return Progress(**{**fields, "history": tuple(EpochMetrics(**row) for row in fields["history"])})
+
+
 def _rank(metrics: EpochMetrics) -> tuple[float, float]:
     return metrics.val_accuracy, -metrics.val_loss
 
@@ -68,33 +74,48 @@ class TrialFolder:
     def load_progress(self) -> Progress:
         """The recorded progress, or a fresh one where the trial has not finished an epoch yet."""
         uri = storage.join(self.uri, "progress.json")
-        if not storage.exists(uri):
-            return Progress()
-        fields = json.loads(storage.read_text(uri))
-        fields["history"] = tuple(EpochMetrics(**row) for row in fields["history"])
-        return Progress(**fields)
+        return parse_progress(json.loads(storage.read_text(uri))) if storage.exists(uri) else Progress()
 
     def save(self, progress: Progress, tensors: dict[str, torch.Tensor], frozen_hash: str) -> None:
         """Commit an epoch: its checkpoint, then the curve, then the progress; then drop what nothing names."""
+        self._commit(progress, progress.epoch, tensors, frozen_hash)
+
+    def save_best(self, progress: Progress, tensors: dict[str, torch.Tensor], frozen_hash: str) -> None:
+        """Commit a training that has ended, with the checkpoint of its best epoch alone."""
+        self._commit(progress, progress.best_epoch, tensors, frozen_hash)
+
+    def _commit(self, progress: Progress, epoch: int, tensors: dict[str, torch.Tensor], frozen_hash: str) -> None:
         before = self.load_progress()
-        data = save_safetensors(tensors, metadata={"frozen_hash": frozen_hash, "epoch": str(progress.epoch)})
-        storage.write_bytes(self.checkpoint_uri(progress.epoch), data)
+        write_tensors(self.checkpoint_uri(epoch), tensors, frozen_hash, epoch=str(epoch))
+        self.save_history(progress)
+        storage.write_text(storage.join(self.uri, "progress.json"), json.dumps(asdict(progress), indent=1))
+        for old in {before.epoch, before.best_epoch} - {0, epoch, progress.best_epoch}:
+            storage.delete(self.checkpoint_uri(old))
+
+    def save_history(self, progress: Progress) -> None:
         rows = "".join(json.dumps(asdict(row)) + "\n" for row in progress.history)
         storage.write_text(storage.join(self.uri, "history.jsonl"), rows)
-        storage.write_text(storage.join(self.uri, "progress.json"), json.dumps(asdict(progress), indent=1))
-        for epoch in {before.epoch, before.best_epoch} - {0, progress.epoch, progress.best_epoch}:
-            storage.delete(self.checkpoint_uri(epoch))
 
     def load_tensors(self, epoch: int, frozen_hash: str) -> dict[str, torch.Tensor]:
         """The tensors of one epoch's checkpoint; TrialError when it was made over other frozen weights."""
-        data = storage.read_bytes(self.checkpoint_uri(epoch))
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        if header["__metadata__"]["frozen_hash"] != frozen_hash:
-            raise TrialError(
-                f"{self.checkpoint_uri(epoch)} was trained over other frozen weights than the backbone has now; "
-                "restore the weights that the run started with, or start a new run"
-            )
-        return load_safetensors(data)
+        return read_tensors(self.checkpoint_uri(epoch), frozen_hash)
+
+
+def write_tensors(uri: str, tensors: dict[str, torch.Tensor], frozen_hash: str, **about: str) -> None:
+    """One checkpoint as one object; `frozen_hash` is of the weights that it was trained over."""
+    storage.write_bytes(uri, save_safetensors(tensors, metadata={"frozen_hash": frozen_hash, **about}))
+
+
+def read_tensors(uri: str, frozen_hash: str) -> dict[str, torch.Tensor]:
+    """What `write_tensors` wrote; TrialError when it was trained over other frozen weights."""
+    data = storage.read_bytes(uri)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    if header["__metadata__"]["frozen_hash"] != frozen_hash:
+        raise TrialError(
+            f"{uri} was trained over other frozen weights than the backbone has now; "
+            "restore the weights that the run started with, or start a new run"
+        )
+    return load_safetensors(data)
 
 
 def pack(model: nn.Module, optimizer: torch.optim.Optimizer, keys: Iterable[str]) -> dict[str, torch.Tensor]:

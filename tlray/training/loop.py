@@ -73,7 +73,7 @@ def fit(
     while not is_done(progress, recipe):
         epoch = progress.epoch + 1
         started = time.perf_counter()
-        torch.manual_seed(_epoch_seed(trial.seed, epoch, worker.rank))
+        torch.manual_seed(epoch_seed(trial.seed, epoch, worker.rank))
         trainable_blocks = thaw.blocks[epoch - 1]
         if trainable_blocks != wrapped_for:  # DDP only looks at what trains when it is made
             feed = feed_for(trainable_blocks)
@@ -182,8 +182,13 @@ def _train_epoch(
         )
     train_loss = float(worker.sum_across(loss_sum.double().cpu())) / streams.num_train
     if not math.isfinite(train_loss):
-        raise TrialError(f"diverged: the training loss of epoch {epoch} is {train_loss}; lower lr ({recipe.lr:g})")
+        raise TrialError(divergence(train_loss, epoch, recipe))
     return train_loss
+
+
+def divergence(train_loss: float, epoch: int, recipe: Recipe) -> str:
+    """Why a trial whose training loss is no longer a number has failed."""
+    return f"diverged: the training loss of epoch {epoch} is {train_loss}; lower lr ({recipe.lr:g})"
 
 
 def place(backbone: Backbone, worker: Worker) -> None:
@@ -220,7 +225,8 @@ def _average_buffers(model: nn.Module, worker: Worker) -> None:
             buffer.copy_(worker.sum_across(buffer.double().cpu()).to(buffer) / worker.world_size)
 
 
-def _epoch_seed(seed: int, epoch: int, rank: int) -> int:
+def epoch_seed(seed: int, epoch: int, rank: int) -> int:
+    """Seeds dropout and whatever else one worker draws in one epoch."""
     return int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
 
 

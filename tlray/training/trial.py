@@ -148,8 +148,18 @@ def _conclude(trial: TrialConfig, run_uri: str, backbone: Backbone, worker: Work
     feed = _feed(backbone, trial, alone, images, thaw_plan(backbone, trial).most)
     rows, labels, logits = _test_logits(backbone, feed, trial, alone)
     scores = write_predictions(folder.uri, rows, labels, logits, images.test_content_ids)
-    result = TrialResult(
-        **described(trial, progress, images.charged_images.get(trial.trial_id, 0), backbone),
+    fields = described(trial, progress, images.charged_images.get(trial.trial_id, 0), backbone)
+    result = scored_result(fields, trial, progress, scores, folder.checkpoint_uri(progress.best_epoch))
+    write_trial_result(run_uri, result)
+    return result
+
+
+def scored_result(
+    fields: dict[str, Any], trial: TrialConfig, progress: Progress, scores: Scores, checkpoint: str
+) -> TrialResult:
+    """The row of a trial that has been trained: `described` fields, scores of its best epoch, and where that lies."""
+    return TrialResult(
+        **fields,
         status="completed" if is_done(progress, trial.recipe) else "stopped",
         epochs=progress.epoch,
         best_epoch=progress.best_epoch,
@@ -160,10 +170,8 @@ def _conclude(trial: TrialConfig, run_uri: str, backbone: Backbone, worker: Work
         test_accuracy=scores.accuracy,
         test_top5_accuracy=scores.top5_accuracy,
         test_macro_f1=scores.macro_f1,
-        checkpoint=folder.checkpoint_uri(progress.best_epoch),
+        checkpoint=checkpoint,
     )
-    write_trial_result(run_uri, result)
-    return result
 
 
 def described(

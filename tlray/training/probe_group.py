@@ -1,0 +1,223 @@
+"""A group of linear probes on shared features, from the run folder to its rows: `run_trial` for many trials at once.
+
+    results = run_probe_group(trials, run_uri, local_worker(), images, lambda trial_id, metrics: ...)
+
+The trials have equal `fusion.fusion_key`s. Each of them ends with the same folder and the same row as if it had been
+trained alone: up to the order of additions in a matrix product of another size, that is about 1e-6.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from tlray.backbone import Backbone, build_backbone
+from tlray.config import TrialConfig
+from tlray.data.loader import Streams
+from tlray.errors import TlrayError
+from tlray.freeze import freeze, hash_tensors
+from tlray.results import TrialResult, read_trial_result, write_trial_result
+from tlray.split import trainable_suffix
+from tlray.training.checkpoint import MODEL
+from tlray.training.fusion import can_fuse, fusion_key
+from tlray.training.loop import model_inputs, place, thaw_plan
+from tlray.training.probe_checkpoint import GroupFolder, Row
+from tlray.training.probe_loop import GroupReport, fit_group
+from tlray.training.probes import StackedHeads, fusable_suffix
+from tlray.training.trial import (
+    TrialImages,
+    described,
+    failed_result,
+    run_trial,
+    scored_result,
+    trial_folder,
+    write_predictions,
+)
+from tlray.training.worker import Worker
+
+LARGEST_STACK = 2**30  # bytes of parameters, gradients, moments and best parameters of the heads that train as one
+LARGEST_LOGITS = 2**28  # bytes of test logits held at once
+COPIES = 5  # of each parameter in a stack
+WRITERS = 8  # threads that write rows: a trial's folder is five small objects, which S3 takes its time for
+
+
+def run_probe_group(
+    trials: Sequence[TrialConfig], run_uri: str, worker: Worker, images: TrialImages, report: GroupReport
+) -> list[TrialResult]:
+    """Train, or continue training, all `trials` and score their best epochs on the test split -> a row for each.
+
+    A trial that has a row keeps it, unless it failed. Where `fusable_suffix` says that the heads cannot be stacked,
+    the trials train one after the other. A row's seconds are its share of the group's: see `fit_group`.
+    """
+    assert len({fusion_key(trial) for trial in trials}) == 1, "only trials with equal fusion keys train as one"
+    assert all(can_fuse(trial) for trial in trials), "only linear probes in float32 train as one"
+    assert worker.world_size == 1, "a group trains in one process"
+    rows = {trial.trial_id: read_trial_result(run_uri, trial.trial_id) for trial in trials}
+    finished = {trial_id: row for trial_id, row in rows.items() if row is not None and row.status != "failed"}
+    remaining = [trial for trial in trials if trial.trial_id not in finished]
+    if remaining:
+        group = _open(remaining[0], run_uri, worker, images)
+        if fusable_suffix(group.suffix) is not None:
+            finished |= {trial.trial_id: _alone(trial, run_uri, worker, images, report) for trial in remaining}
+            remaining = []
+        while remaining:
+            part = _next_part(group, remaining)
+            finished |= _run_part(group, part, report)
+            remaining = [trial for trial in remaining if trial.trial_id not in finished]
+    return [finished[trial.trial_id] for trial in trials]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What all trials of a group have in common."""
+
+    run_uri: str
+    worker: Worker
+    images: TrialImages
+    backbone: Backbone
+    suffix: nn.Module
+    streams: Streams
+    changing_keys: tuple[str, ...]  # of the model's state dict, what a trial's checkpoint holds
+    frozen_hash: str
+    sizes: dict[str, Any]  # num_params and num_trainable_params of a row
+
+
+def _open(trial: TrialConfig, run_uri: str, worker: Worker, images: TrialImages) -> _Opened:
+    backbone = build_backbone(trial.backbone, images.num_classes, seed=trial.seed)
+    place(backbone, worker)
+    freeze(backbone, 0)
+    num_frozen = len(backbone.blocks)
+    streams = images.open_activations(backbone, num_frozen, trial, worker)
+    assert streams is not None, "a group of probes is formed where their features are materialised"
+    thaw = thaw_plan(backbone, trial)
+    parameters = list(backbone.model.parameters())
+    return _Opened(
+        run_uri=run_uri,
+        worker=worker,
+        images=images,
+        backbone=backbone,
+        suffix=trainable_suffix(backbone, num_frozen),
+        streams=streams,
+        changing_keys=thaw.changing_keys,
+        frozen_hash=hash_tensors(backbone.model, thaw.frozen_keys),
+        sizes={
+            "num_params": sum(p.numel() for p in parameters),
+            "num_trainable_params": sum(p.numel() for p in parameters if p.requires_grad),
+        },
+    )
+
+
+def _next_part(group: _Opened, remaining: Sequence[TrialConfig]) -> list[TrialConfig]:
+    """The trials to train next: those that a killed group has begun, else as many as memory should hold."""
+    begun = GroupFolder(group.run_uri, remaining[0].trial_id).load_rows()
+    if begun:
+        return [trial for trial in remaining if trial.trial_id in begun]
+    bytes_per_row = COPIES * 4 * group.sizes["num_trainable_params"]
+    return list(remaining[: max(1, LARGEST_STACK // bytes_per_row)])
+
+
+def _run_part(group: _Opened, trials: Sequence[TrialConfig], report: GroupReport) -> dict[str, TrialResult]:
+    """Train these trials as one and write their rows; the group's own checkpoint goes when all are written."""
+    folder = GroupFolder(group.run_uri, trials[0].trial_id)
+    rows, best = fit_group(
+        group.backbone, group.suffix, group.streams, trials, group.worker, folder, group.frozen_hash, report
+    )
+    results = _write_rows(group, rows, best)
+    folder.delete()
+    return results
+
+
+def _write_rows(group: _Opened, rows: Sequence[Row], best: dict[str, torch.Tensor]) -> dict[str, TrialResult]:
+    """Every trial's folder and row. The first trial's comes last: the group's checkpoint is found by its name."""
+    order = [*range(1, len(rows)), 0]
+    at_once = max(1, LARGEST_LOGITS // (4 * group.streams.num_test * group.images.num_classes))
+    results: dict[str, TrialResult] = {}
+    with ThreadPoolExecutor(WRITERS) as pool:
+        for start in range(0, len(order), at_once):
+            portion = order[start : start + at_once]
+            trained = [index for index in portion if rows[index].error is None]
+            tests = _test(group, best, trained) if trained else {}
+            write = partial(_write_row, group, rows, best, tests)
+            *most, last = portion
+            results |= zip([rows[index].trial.trial_id for index in most], pool.map(write, most), strict=True)
+            results[rows[last].trial.trial_id] = write(last)
+    return results
+
+
+@dataclass(frozen=True)
+class _Test:
+    """What one row says of the test split: rows (N,) of it, labels (N,) int64, logits (N, C)."""
+
+    rows: torch.Tensor
+    labels: torch.Tensor
+    logits: torch.Tensor
+
+
+@torch.no_grad()
+def _test(group: _Opened, best: dict[str, torch.Tensor], chosen: Sequence[int]) -> dict[int, _Test]:
+    """The best epochs of the chosen rows on the test split, in one pass over it."""
+    group.backbone.model.eval()
+    heads = StackedHeads(group.backbone, group.suffix, len(chosen))
+    heads.load({key: tensor[list(chosen)] for key, tensor in best.items()})
+    streams = group.streams
+    logits = torch.empty(len(chosen), streams.num_test, group.images.num_classes)
+    rows, labels = [], []
+    end = 0
+    for batch in streams.test():
+        begin, end = end, end + len(batch.labels)
+        logits[:, begin:end] = heads.logits(model_inputs(batch, streams, group.worker)).transpose(0, 1).cpu()
+        rows.append(batch.rows)
+        labels.append(batch.labels)
+    assert end == streams.num_test, "a stream tells how many images it has"
+    return {index: _Test(torch.cat(rows), torch.cat(labels), logits[place]) for place, index in enumerate(chosen)}
+
+
+def _write_row(
+    group: _Opened, rows: Sequence[Row], best: dict[str, torch.Tensor], tests: dict[int, _Test], index: int
+) -> TrialResult:
+    """One trial's folder: checkpoint, curve and predictions, then the row, whose presence means done.
+
+    A trial that failed leaves its curve alone: from where it went wrong there is nothing to go on from.
+    """
+    trial, progress, error = rows[index].trial, rows[index].progress, rows[index].error
+    folder = trial_folder(group.run_uri, trial.trial_id)
+    charged = group.images.charged_images.get(trial.trial_id, 0)
+    fields = described(trial, progress, charged if error is None else 0)
+    if error is not None:
+        folder.save_history(progress)
+        result = TrialResult(**fields, status="failed", error=error)
+    else:
+        folder.save_best(progress, _checkpoint(group, best, index), group.frozen_hash)
+        test = tests[index]
+        scores = write_predictions(folder.uri, test.rows, test.labels, test.logits, group.images.test_content_ids)
+        uri = folder.checkpoint_uri(progress.best_epoch)
+        result = scored_result(fields | group.sizes, trial, progress, scores, uri)
+    write_trial_result(group.run_uri, result)
+    return result
+
+
+def _checkpoint(group: _Opened, best: dict[str, torch.Tensor], index: int) -> dict[str, torch.Tensor]:
+    """What a trial trained alone keeps of its model; a parameter that has two names stands under both."""
+    stacked = {id(parameter): name for name, parameter in group.suffix.named_parameters()}
+    parameters = dict(group.backbone.model.named_parameters(remove_duplicate=False))
+    state = group.backbone.model.state_dict()
+    tensors = {}
+    for key in group.changing_keys:
+        name = stacked.get(id(parameters[key])) if key in parameters else None
+        tensors[MODEL + key] = (state[key] if name not in best else best[name][index]).detach().cpu().clone()
+    return {key: tensor.contiguous() for key, tensor in tensors.items()}
+
+
+def _alone(trial: TrialConfig, run_uri: str, worker: Worker, images: TrialImages, report: GroupReport) -> TrialResult:
+    """A trial whose head cannot be stacked; a failure with a known reason is a row too."""
+    try:
+        result = run_trial(trial, run_uri, worker, images, partial(report, trial.trial_id))
+        assert result is not None, "a single worker leads"
+    except TlrayError as error:
+        result = failed_result(trial, run_uri, str(error))
+        write_trial_result(run_uri, result)
+    return result

@@ -1,4 +1,4 @@
-"""A frozen prefix made faster for inference: BatchNorm folded into the convolution before it, channels last.
+"""A frozen prefix made faster for inference: BatchNorm folded into the convolution before it, channels last in memory.
 
     fast = folded(frozen_prefix(backbone, cuts))
     values = fast(images)                                 # those of the prefix, up to rounding
@@ -21,7 +21,7 @@ from tlray.split import FrozenPrefix
 def folded(prefix: FrozenPrefix) -> FrozenPrefix:
     """A copy of `prefix` for inference, with weights of its own; its outputs are the prefix's to 1e-4 of the largest.
 
-    A block that torch.fx cannot trace keeps its BatchNorms. Convolutions give their outputs channels last in memory.
+    A block that torch.fx cannot trace keeps its BatchNorms. Values may be channels last in memory.
     """
     fast = copy.deepcopy(prefix)
     layers = fast.layers.eval().requires_grad_(False)
@@ -32,8 +32,9 @@ def folded(prefix: FrozenPrefix) -> FrozenPrefix:
     for name, module in list(layers.named_modules(remove_duplicate=False)):
         if module in instead:
             layers.set_submodule(name, instead[module])
-    layers.to(memory_format=torch.channels_last)
-    _take_images_channels_last(layers)
+    memory_format = _memory_format(layers)
+    layers.to(memory_format=memory_format)
+    _convert_images(layers, memory_format)
     return fast
 
 
@@ -110,10 +111,19 @@ def _norms() -> tuple[type[nn.Module], ...]:
     return nn.BatchNorm2d, BatchNormAct2d
 
 
-def _take_images_channels_last(layers: fx.GraphModule) -> None:
+def _memory_format(layers: nn.Module) -> torch.memory_format:
+    """Channels last, except around GroupNorm: PyTorch's kernel for it is then seven times less exact on a CPU.
+
+    That adds up to 1e-4 over the 17 blocks of BiT ResNet-50 (against float64), for 7 % less time.
+    """
+    has_group_norm = any(isinstance(module, nn.GroupNorm) for module in layers.modules())
+    return torch.contiguous_format if has_group_norm else torch.channels_last
+
+
+def _convert_images(layers: fx.GraphModule, memory_format: torch.memory_format) -> None:
     graph = layers.graph
     images = next(node for node in graph.nodes if node.op == "placeholder")
     with graph.inserting_after(images):
-        converted = graph.call_method("contiguous", (images,), {"memory_format": torch.channels_last})
+        converted = graph.call_method("contiguous", (images,), {"memory_format": memory_format})
     images.replace_all_uses_with(converted, delete_user_cb=lambda user: user is not converted)
     layers.recompile()

@@ -23,7 +23,8 @@ class Values:
     """What is known of the value of each node, by the node's name."""
 
     shapes: dict[str, tuple[int, ...]]  # for one image
-    problems: dict[str, str]  # why it may not cross a cut; a name is either here or in shapes
+    numbers: dict[str, Any]  # of values that are none but numbers and the same for any images: heights, widths
+    problems: dict[str, str]  # why it may not cross a cut; a name is in one of these three
     writes: dict[str, tuple[int, ...]]  # positions of the nodes that write into it
 
 
@@ -55,14 +56,18 @@ def _recorded(trace: Trace, input_size: tuple[int, int]) -> Values:
         raise BackboneError(f"it does not run on the meta device ({type(error).__name__}: {first_line})") from None
     problems: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
+    numbers: dict[str, Any] = {}
     for node in graph.nodes:
-        problem = _problem(node.name, two.values[node], three.values[node])
+        value = two.values[node]
+        problem = _problem(node.name, value, three.values[node])
         if problem is None:
-            shapes[node.name] = tuple(two.values[node].shape[1:])
+            shapes[node.name] = tuple(value.shape[1:])
+        elif _is_number(value) and value == three.values[node]:
+            numbers[node.name] = tuple(value) if isinstance(value, torch.Size) else value
         else:
             problems[node.name] = problem
     writes = {node.name: tuple(positions) for node, positions in in_training.writes.items()}
-    return Values(shapes, problems, writes)
+    return Values(shapes, numbers, problems, writes)
 
 
 def _problem(name: str, two: Any, three: Any) -> str | None:
@@ -73,6 +78,13 @@ def _problem(name: str, two: Any, three: Any) -> str | None:
     if two.shape[:1] != (2,) or three.shape[:1] != (3,) or two.shape[1:] != three.shape[1:]:
         return f"its value {name} is {tuple(two.shape)} for 2 images and {tuple(three.shape)} for 3, not a row an image"
     return None
+
+
+def _is_number(value: Any) -> bool:
+    """Or several, or nothing."""
+    if isinstance(value, tuple | list):
+        return all(_is_number(inner) for inner in value)
+    return value is None or isinstance(value, bool | int | float)
 
 
 class _Recorder(fx.Interpreter):
@@ -88,6 +100,11 @@ class _Recorder(fx.Interpreter):
             self.run(images)
         return self
 
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Plain lists, as in the code that a graph becomes: some modules write into those they are given."""
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        return _with_plain_lists(tuple(args)), _with_plain_lists(dict(kwargs))
+
     def run_node(self, n: fx.Node) -> Any:
         tensors = {node: value for node, value in self.values.items() if isinstance(value, torch.Tensor)}
         versions = {node: value._version for node, value in tensors.items()}  # views share it with their base
@@ -98,6 +115,14 @@ class _Recorder(fx.Interpreter):
         self.values[n] = result
         self.writes[n] = []
         return result
+
+
+def _with_plain_lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_plain_lists(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_plain_lists(inner) for inner in value]
+    return tuple(_with_plain_lists(inner) for inner in value) if type(value) is tuple else value
 
 
 def _on_meta(model: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import fx, nn
@@ -87,8 +87,8 @@ def find_cut(backbone: Backbone, num_frozen: int) -> Cut:
     best: Cut | None = None
     reason = ""
     for position in range(_behind_weights(trace, nodes, num_frozen), trace.boundaries[num_frozen - 1] + 1):
-        live = live_at(nodes, position)
-        problem = _shared_parameter(trace, nodes, live, num_frozen)
+        live = _crossing(backbone, nodes, position)
+        problem = _shared_parameter(trace, nodes, position, num_frozen)
         problem = problem or next((values.problems[node.name] for node in live if node.name in values.problems), None)
         if problem is not None:
             reason = problem
@@ -114,7 +114,7 @@ def frozen_prefix(backbone: Backbone, cuts: Sequence[Cut]) -> FrozenPrefix:
     nodes = list(trace.traced.graph.nodes)
     by_name = {node.name: node for node in nodes}
     for cut in cuts:
-        if tuple(node.name for node in live_at(nodes, cut.position)) != cut.values:
+        if tuple(node.name for node in _crossing(backbone, nodes, cut.position)) != cut.values:
             raise SplitError(f"{backbone.id} has no cut at {cut.position} with {', '.join(cut.values)}")
     end = max(cut.position for cut in cuts)
     writes = _values(backbone).writes
@@ -141,13 +141,15 @@ def trainable_suffix(backbone: Backbone, num_frozen: int) -> nn.Module:
     """
     cut = find_cut(backbone, num_frozen)
     nodes = list(_traced(backbone).traced.graph.nodes)
-    writes = _values(backbone).writes
-    live = [node for node in nodes if node.name in cut.values]
+    values = _values(backbone)
+    live = live_at(nodes, cut.position)
     needed = needed_for([nodes[-1]], stop=set(live))
     graph = fx.Graph()
-    copies = {node: graph.placeholder(node.name) for node in live}
-    for node in live:
-        if any(write >= cut.position for write in writes[node.name]):
+    crossing = [node for node in live if node.name in cut.values]
+    copies: dict[fx.Node, Any] = {node: graph.placeholder(node.name) for node in crossing}
+    copies.update((node, values.numbers[node.name]) for node in live if node not in crossing)
+    for node in crossing:
+        if any(write >= cut.position for write in values.writes[node.name]):
             copies[node] = graph.call_function(torch.clone, (copies[node],))
     for node in nodes:
         if node in needed and node not in copies:
@@ -214,8 +216,14 @@ def _behind_weights(trace: Trace, nodes: list[fx.Node], num_frozen: int) -> int:
     return 1 + max(position for position in span if parameters_used(trace.model, [nodes[position]]))
 
 
-def _shared_parameter(trace: Trace, nodes: list[fx.Node], live: list[fx.Node], num_frozen: int) -> str | None:
-    behind = parameters_used(trace.model, needed_for([nodes[-1]], stop=set(live)))
+def _crossing(backbone: Backbone, nodes: list[fx.Node], position: int) -> list[fx.Node]:
+    """What is alive at `position` and has to be handed over; heights and widths are known for the input size."""
+    numbers = _values(backbone).numbers
+    return [node for node in live_at(nodes, position) if node.name not in numbers]
+
+
+def _shared_parameter(trace: Trace, nodes: list[fx.Node], position: int, num_frozen: int) -> str | None:
+    behind = parameters_used(trace.model, needed_for([nodes[-1]], stop=set(live_at(nodes, position))))
     frozen = {name for block in trace.blocks[:num_frozen] for name in block.parameters}
     shared = next((name for name, p in trace.model.named_parameters() if name in frozen and id(p) in behind), None)
     return f"its parameter {shared} is used on both sides" if shared is not None else None

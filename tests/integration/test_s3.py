@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -263,3 +264,17 @@ def load_manifest_after_saving(manifest: Any, run_uri: str) -> Any:
 def test_an_empty_prefix_is_no_data(s3: Any) -> None:
     with pytest.raises(DataError, match=re.escape(f"data.train: {s3.uri}/nothing holds no class folders")):
         make_manifest(DataConfig(train=f"{s3.uri}/nothing"), 0)
+
+
+def test_a_download_is_a_copy_of_the_object(s3: Any, tmp_path: Path) -> None:
+    storage.write_bytes(f"{s3.uri}/object", b"whole")
+    storage.download(f"{s3.uri}/object", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"whole"
+    with pytest.raises(storage.NotFoundError):
+        storage.download(f"{s3.uri}/nothing", tmp_path / "nothing")
+
+
+def test_objects_are_listed_with_the_time_they_were_written(s3: Any) -> None:
+    storage.write_bytes(f"{s3.uri}/object", b"")
+    (listed,) = storage.list_files(s3.uri)
+    assert abs(listed.modified - time.time()) < 60

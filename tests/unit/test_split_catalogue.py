@@ -2,7 +2,7 @@
 
     pytest tests/unit/test_split_catalogue.py -m slow -rP      # figures of each model
 
-Half an hour on one core and 6 GB at most: images as small as an architecture takes, one model at a time.
+Ten minutes on one core and 6 GB at most: images as small as an architecture takes, one model at a time.
 """
 
 import gc

@@ -140,3 +140,40 @@ def test_a_model_that_has_been_moved_since_it_was_traced_splits_as_it_is_now() -
     images = images_for(backbone).double()
     (values,) = frozen_prefix(backbone, [find_cut(backbone, 1)])(images)
     assert torch.equal(trainable_suffix(backbone, 1)(*values), backbone.model(images))
+
+
+class Resizing(nn.Module):
+    """Its blocks are told the height and width of the images; the first of them writes into the list it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = Popping()
+        self.second = Sized()
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        _, _, height, width = images.shape
+        values = self.stem([images])
+        return self.head(self.second(values, height, width))
+
+
+class Popping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1)
+
+    def forward(self, given: list[torch.Tensor]) -> torch.Tensor:
+        return self.conv(given.pop())
+
+
+class Sized(Layer):
+    def forward(self, values: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        return super().forward(values.sum((2, 3)) / (height * width))
+
+
+def test_heights_and_widths_are_constants_of_the_input_size_and_do_not_cross() -> None:
+    backbone = by_hand(Resizing())
+    cut, images = find_cut(backbone, 1), images_for(backbone)
+    assert cut.values == ("stem",)
+    ((value,),) = frozen_prefix(backbone, [cut])(images)
+    assert torch.equal(trainable_suffix(backbone, 1)(value), backbone.model(images))

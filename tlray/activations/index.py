@@ -4,7 +4,7 @@
     index = ActivationIndex([entry, …])
     shards, rows = index.locate(content_ids)                # positions in index.entries, -1: not there
 
-One entry, a small JSON file, makes one shard visible. In memory an image takes some 80 bytes.
+One entry, a small JSON file, makes one shard visible. In memory an image takes about 100 bytes.
 """
 
 import hashlib

@@ -46,7 +46,7 @@ from tlray.activations.shard import ShardMap, ShardMismatch, map_shard, serialis
 
 __all__ = ["ActivationIndex", "ActivationReader", "ActivationStore", "KeyUsage"]
 
-REMEMBERED_IMAGES = 2_000_000  # in indexes that are kept in memory, at 80 bytes each
+REMEMBERED_IMAGES = 2_000_000  # in indexes that are kept in memory, at 100 bytes each
 CHECKED_AT_ONCE = 2**20  # numbers
 
 

@@ -38,8 +38,9 @@ def chunk_task(run_uri: str, chunk: Chunk, num_threads: int) -> Any:
 
     torch.set_num_threads(num_threads)
     run = _load_run(run_uri)
-    PROCESS_CACHE.resize(run.config.data.memory_cache_mb * 2**20)
-    return compute_chunk(
+    # An image belongs to one chunk: it is decoded once for all of the chunk's draws, and never wanted again.
+    PROCESS_CACHE.resize(run.config.data.memory_cache_mb * 2**20 if len(chunk.draws) > 1 else 0)
+    outcome = compute_chunk(
         chunk,
         {image.content_id: image for image in run.manifest.images},
         open_store(run.config),
@@ -48,6 +49,8 @@ def chunk_task(run_uri: str, chunk: Chunk, num_threads: int) -> Any:
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         num_threads=max(num_threads, run.config.data.num_threads),
     )
+    PROCESS_CACHE.resize(0)
+    return outcome
 
 
 @ray.remote(num_returns="streaming")

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
 from tlray.backbone import Backbone, build_backbone
 from tlray.config import TrialConfig
@@ -21,7 +20,6 @@ from tlray.data.loader import Streams
 from tlray.errors import TlrayError
 from tlray.freeze import freeze, hash_tensors
 from tlray.results import TrialResult, read_trial_result, write_trial_result
-from tlray.split import trainable_suffix
 from tlray.training.checkpoint import MODEL
 from tlray.training.fusion import can_fuse, fusion_key
 from tlray.training.loop import model_inputs, place, thaw_plan
@@ -61,7 +59,7 @@ def run_probe_group(
     remaining = [trial for trial in trials if trial.trial_id not in finished]
     if remaining:
         group = _open(remaining[0], run_uri, worker, images)
-        if fusable_suffix(group.suffix) is not None:
+        if fusable_suffix(group.backbone) is not None:
             finished |= {trial.trial_id: _alone(trial, run_uri, worker, images, report) for trial in remaining}
             remaining = []
         while remaining:
@@ -79,7 +77,6 @@ class _Opened:
     worker: Worker
     images: TrialImages
     backbone: Backbone
-    suffix: nn.Module
     streams: Streams
     changing_keys: tuple[str, ...]  # of the model's state dict, what a trial's checkpoint holds
     frozen_hash: str
@@ -90,8 +87,7 @@ def _open(trial: TrialConfig, run_uri: str, worker: Worker, images: TrialImages)
     backbone = build_backbone(trial.backbone, images.num_classes, seed=trial.seed)
     place(backbone, worker)
     freeze(backbone, 0)
-    num_frozen = len(backbone.blocks)
-    streams = images.open_activations(backbone, num_frozen, trial, worker)
+    streams = images.open_activations(backbone, len(backbone.blocks), trial, worker)
     assert streams is not None, "a group of probes is formed where their features are materialised"
     thaw = thaw_plan(backbone, trial)
     parameters = list(backbone.model.parameters())
@@ -100,7 +96,6 @@ def _open(trial: TrialConfig, run_uri: str, worker: Worker, images: TrialImages)
         worker=worker,
         images=images,
         backbone=backbone,
-        suffix=trainable_suffix(backbone, num_frozen),
         streams=streams,
         changing_keys=thaw.changing_keys,
         frozen_hash=hash_tensors(backbone.model, thaw.frozen_keys),
@@ -123,9 +118,7 @@ def _next_part(group: _Opened, remaining: Sequence[TrialConfig]) -> list[TrialCo
 def _run_part(group: _Opened, trials: Sequence[TrialConfig], report: GroupReport) -> dict[str, TrialResult]:
     """Train these trials as one and write their rows; the group's own checkpoint goes when all are written."""
     folder = GroupFolder(group.run_uri, trials[0].trial_id)
-    rows, best = fit_group(
-        group.backbone, group.suffix, group.streams, trials, group.worker, folder, group.frozen_hash, report
-    )
+    rows, best = fit_group(group.backbone, group.streams, trials, group.worker, folder, group.frozen_hash, report)
     results = _write_rows(group, rows, best)
     folder.delete()
     return results
@@ -161,7 +154,7 @@ class _Test:
 def _test(group: _Opened, best: dict[str, torch.Tensor], chosen: Sequence[int]) -> dict[int, _Test]:
     """The best epochs of the chosen rows on the test split, in one pass over it."""
     group.backbone.model.eval()
-    heads = StackedHeads(group.backbone, group.suffix, len(chosen))
+    heads = StackedHeads(group.backbone, len(chosen))
     heads.load({key: tensor[list(chosen)] for key, tensor in best.items()})
     streams = group.streams
     logits = torch.empty(len(chosen), streams.num_test, group.images.num_classes)
@@ -202,8 +195,8 @@ def _write_row(
 
 def _checkpoint(group: _Opened, best: dict[str, torch.Tensor], index: int) -> dict[str, torch.Tensor]:
     """What a trial trained alone keeps of its model; a parameter that has two names stands under both."""
-    stacked = {id(parameter): name for name, parameter in group.suffix.named_parameters()}
     parameters = dict(group.backbone.model.named_parameters(remove_duplicate=False))
+    stacked = {id(parameters[name]): name for name in best}
     state = group.backbone.model.state_dict()
     tensors = {}
     for key in group.changing_keys:

@@ -1,6 +1,6 @@
 """The epoch loop of a group of linear probes: what `loop.fit` does for one trial, for T stacked heads at once.
 
-    rows, best = fit_group(backbone, suffix, streams, trials, worker, folder, frozen_hash, report)
+    rows, best = fit_group(backbone, streams, trials, worker, folder, frozen_hash, report)
 
 Every row has its own schedule, early stopping and best epoch. A row whose trial has ended leaves the stack, which saves
 its share of the work; all rows that remain are at the same epoch. A row that diverges fails alone.
@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 
 from tlray.backbone import Backbone
 from tlray.config import TrialConfig
@@ -62,7 +61,6 @@ class Group:
 
 def fit_group(
     backbone: Backbone,
-    suffix: nn.Module,
     streams: Streams,
     trials: Sequence[TrialConfig],
     worker: Worker,
@@ -75,7 +73,7 @@ def fit_group(
     The folder holds all trials or none of them. An epoch's seconds are shared out evenly among the rows that train in
     it, so that the seconds of all rows add up to the group's.
     """
-    group = _start(backbone, suffix, trials, folder, frozen_hash, worker)
+    group = _start(backbone, trials, folder, frozen_hash, worker)
     committed = time.perf_counter()
     while group.training():
         metrics = _run_epoch(group, backbone, streams, worker)
@@ -127,13 +125,12 @@ def _run_epoch(group: Group, backbone: Backbone, streams: Streams, worker: Worke
 
 def _start(
     backbone: Backbone,
-    suffix: nn.Module,
     trials: Sequence[TrialConfig],
     folder: GroupFolder,
     frozen_hash: str,
     worker: Worker,
 ) -> Group:
-    heads = StackedHeads(backbone, suffix, len(trials))
+    heads = StackedHeads(backbone, len(trials))
     optimizer = StackedOptimizer([trial.recipe for trial in trials], heads.parameters, heads.decays)
     saved = folder.load_rows()
     if not saved:

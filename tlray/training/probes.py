@@ -1,7 +1,8 @@
 """Linear probes of one backbone as one stacked head: T heads over the same features, one forward for all of them.
 
-    reason = fusable_suffix(suffix)                                  # None, or why its heads cannot be stacked
-    heads = StackedHeads(backbone, suffix, num_rows=256)             # all of them start as the backbone's own head
+    reason = fusable_suffix(backbone)                                # None, or why its heads cannot be stacked
+    freeze(backbone, 0)
+    heads = StackedHeads(backbone, num_rows=256)                     # all of them start as the backbone's own head
     losses = loss_by_row(heads.logits(inputs), labels, smoothing)    # (T,)
     gradients = heads.gradients(losses / len(labels))
 
@@ -11,6 +12,7 @@ where some row's numbers are no longer finite. Training many small models as one
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -18,11 +20,13 @@ from torch.func import functional_call, vmap
 
 from tlray.backbone import Backbone
 from tlray.freeze import BatchNorm, parameter_groups
+from tlray.liveness import parameters_used
+from tlray.split import trainable_suffix
 
 
-def fusable_suffix(suffix: nn.Module) -> str | None:
-    """Why the heads behind these features cannot train as one; None where they can."""
-    for name, module in suffix.named_modules():
+def fusable_suffix(backbone: Backbone) -> str | None:
+    """Why linear probes of this backbone cannot train as one; None where they can."""
+    for name, module in trainable_suffix(backbone, len(backbone.blocks)).named_modules():
         if isinstance(module, BatchNorm):
             return f"its classifier normalises by the batch ({name}): every head would need statistics of its own"
     return None
@@ -31,22 +35,23 @@ def fusable_suffix(suffix: nn.Module) -> str | None:
 class StackedHeads:
     """The trainable parameters of T heads, and their forward.
 
-    Where the suffix ends in a linear layer that holds all of them, as nearly every classifier does, what stands in
-    front of it is computed once and all heads are one matrix product. Any other suffix is mapped over the rows. Random
-    numbers (dropout) are drawn once for all rows, as each of them alone would draw them. Training mode is the model's.
+    What does not depend on them, dropout in front of the classifier for one, is computed once for all rows, with the
+    random numbers that each of them alone would draw. Where a head is one linear layer, as nearly every classifier is,
+    all heads are one matrix product; any other is mapped over the rows. Training mode is the model's.
+    The backbone has been placed, and frozen but for its head; `fusable_suffix` has nothing against it.
     """
 
-    def __init__(self, backbone: Backbone, suffix: nn.Module, num_rows: int) -> None:
-        assert fusable_suffix(suffix) is None, "the caller has asked"
+    def __init__(self, backbone: Backbone, num_rows: int) -> None:
+        suffix = trainable_suffix(backbone, len(backbone.blocks))
         trainable = {name: p for name, p in suffix.named_parameters() if p.requires_grad}
         groups = parameter_groups(backbone)
         assert all(group.depth == 0 for group in groups), "a linear probe trains its head only"
         decayed = {id(parameter) for group in groups if group.weight_decay for parameter in group.parameters}
-        self.suffix = suffix
         self.decays = {name: id(parameter) in decayed for name, parameter in trainable.items()}
         self.parameters: dict[str, torch.Tensor] = {}  # (T, ...) float32, by name in the suffix
         self.load({name: p.detach().expand(num_rows, *p.shape) for name, p in trainable.items()})
-        self._front, self._linear = _split_linear(suffix, set(trainable))
+        self._shared, self._own = _split(suffix)
+        self.linear = _only_linear(self._own)  # its name, "" where the heads are mapped over the rows
 
     @property
     def num_rows(self) -> int:
@@ -65,13 +70,16 @@ class StackedHeads:
 
     def logits(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """What the suffix takes, (B, ...) float32 each -> (B, T, C)."""
-        if self._front is None:
-            mapped = vmap(self._logits_of_one, in_dims=(0, None), out_dims=1, randomness="same")
-            return mapped(self.parameters, inputs)
         with torch.no_grad():
-            features = self._front(*inputs)
-        weights = self.parameters[f"{self._linear}.weight"]  # (T, C, D)
-        biases = self.parameters.get(f"{self._linear}.bias")
+            values = self._shared(*inputs)
+        if not self.linear:
+            # a layout of channels last is lost on mapped values, for which pooling would fall back to a slow loop
+            values = tuple(value.contiguous() if isinstance(value, torch.Tensor) else value for value in values)
+            mapped = vmap(self._logits_of_one, in_dims=(0, None), out_dims=1, randomness="same")
+            return mapped(self.parameters, values)
+        (features,) = values
+        weights = self.parameters[f"{self.linear}.weight"]  # (T, C, D)
+        biases = self.parameters.get(f"{self.linear}.bias")
         logits = nn.functional.linear(features, weights.flatten(0, 1), None if biases is None else biases.flatten())
         return logits.unflatten(1, weights.shape[:2])
 
@@ -80,8 +88,8 @@ class StackedHeads:
         gradients = torch.autograd.grad(losses.sum(), list(self.parameters.values()))
         return dict(zip(self.parameters, gradients, strict=True))
 
-    def _logits_of_one(self, parameters: dict[str, torch.Tensor], inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        return functional_call(self.suffix, parameters, inputs)
+    def _logits_of_one(self, parameters: dict[str, torch.Tensor], values: tuple[Any, ...]) -> torch.Tensor:
+        return functional_call(self._own, parameters, values)
 
 
 def loss_by_row(logits: torch.Tensor, labels: torch.Tensor, smoothing: torch.Tensor | None) -> torch.Tensor:
@@ -100,25 +108,39 @@ def loss_by_row(logits: torch.Tensor, labels: torch.Tensor, smoothing: torch.Ten
     return torch.where(smoothing > 0, (1 - smoothing) * hard + smoothing * soft, hard)
 
 
-def _split_linear(suffix: nn.Module, trainable: set[str]) -> tuple[nn.Module | None, str]:
-    """What stands in front of the linear layer that the suffix ends in, and its name.
+def _split(suffix: nn.Module) -> tuple[nn.Module, fx.GraphModule]:
+    """What all heads share, and what is a head's own: shared(*inputs) -> values, own(*values) -> logits.
 
-    (None, "") where the suffix ends otherwise, or has trainable parameters elsewhere.
+    Whatever does not depend on a trainable parameter is shared.
     """
     assert isinstance(suffix, fx.GraphModule), "split.py makes its sides of graphs"
     nodes = list(suffix.graph.nodes)
-    last = nodes[-1].all_input_nodes[0]
-    while last.op == "call_module" and isinstance(suffix.get_submodule(str(last.target)), nn.Identity):
-        last = last.all_input_nodes[0]
-    if last.op != "call_module" or type(suffix.get_submodule(str(last.target))) is not nn.Linear:
-        return None, ""
-    name = str(last.target)
-    held = {f"{name}.{inner}" for inner, _ in suffix.get_submodule(name).named_parameters()}
-    if held != trainable or sum(node.target == name for node in nodes) > 1:
-        return None, ""
-    graph = fx.Graph()
+    trainable = {id(parameter) for parameter in suffix.parameters() if parameter.requires_grad}
+    own: set[fx.Node] = set()
+    for node in nodes:
+        if not own.isdisjoint(node.all_input_nodes) or not trainable.isdisjoint(parameters_used(suffix, [node])):
+            own.add(node)
+    crossing = [node for node in nodes if node not in own and not own.isdisjoint(node.users)]
+    shared_graph, own_graph = fx.Graph(), fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    for node in nodes[: nodes.index(last)]:
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.output(copies[last.all_input_nodes[0]])
-    return fx.GraphModule(suffix, graph, class_name="Front"), name
+    for node in nodes:
+        if node not in own:
+            copies[node] = shared_graph.node_copy(node, copies.__getitem__)
+    shared_graph.output(tuple(copies[node] for node in crossing))
+    copies = {node: own_graph.placeholder(node.name) for node in crossing}
+    for node in nodes:
+        if node in own:
+            copies[node] = own_graph.node_copy(node, copies.__getitem__)
+    return (
+        fx.GraphModule(suffix, shared_graph, class_name="Shared"),
+        fx.GraphModule(suffix, own_graph, class_name="Own"),
+    )
+
+
+def _only_linear(own: fx.GraphModule) -> str:
+    """The name of the linear layer that a head consists of, but for identities; "" where it is something else."""
+    steps = [node for node in own.graph.nodes if node.op not in ("placeholder", "output")]
+    modules = {node: own.get_submodule(str(node.target)) for node in steps if node.op == "call_module"}
+    rest = [node for node in steps if not isinstance(modules.get(node), nn.Identity)]
+    is_linear = len(rest) == 1 and type(modules.get(rest[0])) is nn.Linear
+    return str(rest[0].target) if is_linear else ""

@@ -3,7 +3,7 @@
     python -m benchmarks.memory [--images 1000 20000]
 
 Small images of noise, a small backbone at 64 pixels, linear probes and a partial trial on its activations. Peaks are
-the kernel's (VmHWM) of the processes by what they ran: `chunk_task` is the activation pass (in a process that has planned
+the kernel's (VmHWM) of the processes by what they ran: `chunk_task` is the activation pass (in a process that planned
 before), `probe_group_task` the linear probes, the rest Tune's. The last line is one JSON object: pass_memory_ratio,
 probe_memory_ratio and trial_memory_ratio, large over small.
 """
@@ -19,7 +19,7 @@ from benchmarks.noise_images import write_images
 from benchmarks.process_tree import run_measured
 
 PIXELS = 64
-NAMES = {"pass": "chunk_task", "probe": "probe_group", "trial": "in_process_tr"}
+NAMES = {"pass": "chunk_task", "probe": "probe_group_task", "trial": "ImplicitFunc"}
 
 
 def main() -> None:

@@ -13,9 +13,10 @@ from tlray.planning import plan_run
 from tlray.prepare import Run, prepare_run
 from tlray.results import append_result
 from tlray.search_space import list_trials
+from tlray.training.epoch import EpochMetrics
 from tlray.training.run_images import run_images
 from tlray.training.trial import run_trial
-from tlray.training.worker import EpochMetrics, local_worker
+from tlray.training.worker import local_worker
 
 
 def run_local(config: RunConfig, trial_id: str | None, run_uri: str, console: Console) -> Outcome:

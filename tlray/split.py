@@ -125,7 +125,7 @@ def frozen_prefix(backbone: Backbone, cuts: Sequence[Cut]) -> FrozenPrefix:
     for position, node in enumerate(nodes[:end], start=1):
         if node in needed or node.op == "placeholder":
             copies[node] = graph.node_copy(node, copies.__getitem__)
-        for name in {name for cut in cuts if cut.position == position for name in cut.values}:
+        for name in dict.fromkeys(name for cut in cuts if cut.position == position for name in cut.values):
             value = copies[by_name[name]]
             overwritten = any(position <= write < end for write in writes[name])
             kept[position, name] = graph.call_function(torch.clone, (value,)) if overwritten else value

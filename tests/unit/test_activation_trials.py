@@ -16,9 +16,10 @@ from tlray.config import BackboneConfig, RunConfig
 from tlray.planning import plan_run
 from tlray.prepare import Run, new_run_uri, prepare_run
 from tlray.results import TrialResult
+from tlray.training.epoch import EpochMetrics
 from tlray.training.run_images import run_images
 from tlray.training.trial import run_trial
-from tlray.training.worker import EpochMetrics, local_worker
+from tlray.training.worker import local_worker
 
 NETWORK = {"id": "timm/test_resnet", "weights": "none", "input_size": 32}
 PLAIN = {"epochs": 3, "batch_size": 8, "lr": 0.003, "augmentation": "none"}

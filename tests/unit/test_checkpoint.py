@@ -10,7 +10,7 @@ from torch import nn
 from tlray.errors import TrialError
 from tlray.freeze import hash_tensors
 from tlray.training.checkpoint import Progress, TrialFolder, pack, unpack_model, unpack_optimizer
-from tlray.training.worker import EpochMetrics
+from tlray.training.epoch import EpochMetrics
 
 
 def metrics(epoch: int, val_accuracy: float, val_loss: float = 1.0) -> EpochMetrics:

@@ -10,8 +10,9 @@ from tlray.backbone import build_backbone
 from tlray.config import BackboneConfig, DataConfig, Recipe, StrategyConfig, TrialConfig
 from tlray.data.manifest import make_manifest
 from tlray.results import TrialResult
+from tlray.training.epoch import EpochMetrics
 from tlray.training.trial import TrialImages, load_trained, manifest_images, release_memory, run_trial
-from tlray.training.worker import EpochMetrics, local_worker
+from tlray.training.worker import local_worker
 
 NETWORK = BackboneConfig(id="timm/test_resnet", weights="none", input_size=32)
 

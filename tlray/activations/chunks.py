@@ -10,7 +10,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from tlray.activations.keys import ActivationKey
@@ -54,6 +54,14 @@ class Chunk:
     def num_forwards(self) -> int:
         """Images through a frozen prefix."""
         return len(self.content_ids) * sum(len(draw.wanted) for draw in self.draws)
+
+
+@dataclass
+class ChunkOutcome:
+    """What one chunk came to."""
+
+    num_forwards: int = 0  # images through a frozen prefix
+    failures: dict[str, str] = field(default_factory=dict)  # backbone id -> why its activations could not be made
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ that is begun again after a kill computes only what no shard holds. Plain PyTorc
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tlray.activations.chunks import BACKBONES_AT_ONCE, Chunk, Draw, Wanted
+from tlray.activations.chunks import BACKBONES_AT_ONCE, Chunk, ChunkOutcome, Draw, Wanted
 from tlray.activations.keys import ActivationKey
 from tlray.activations.store import ActivationStore
 from tlray.backbone import build_backbone
@@ -32,14 +31,6 @@ from tlray.split import find_cut, frozen_prefix
 
 BATCH_SIZE = {"cpu": 16, "cuda": 128}
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
-
-
-@dataclass
-class ChunkOutcome:
-    """What one chunk came to."""
-
-    num_forwards: int = 0  # images through a frozen prefix
-    failures: dict[str, str] = field(default_factory=dict)  # backbone id -> why its activations could not be made
 
 
 def compute_chunk(

@@ -8,7 +8,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from tlray.config import SweepConfig, TrialConfig
-from tlray.training.worker import EpochMetrics
+from tlray.training.epoch import EpochMetrics
 
 
 def make_scheduler(

@@ -12,9 +12,10 @@ from torch import nn
 from tlray.distributed.tasks import load_trial
 from tlray.errors import TlrayError
 from tlray.results import write_trial_result
+from tlray.training.epoch import Report
 from tlray.training.run_images import run_images
 from tlray.training.trial import failed_result, release_memory, run_trial
-from tlray.training.worker import Report, Worker, local_worker
+from tlray.training.worker import Worker, local_worker
 
 
 def in_process_trial(config: dict[str, Any]) -> None:

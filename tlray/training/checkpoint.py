@@ -20,7 +20,7 @@ from torch import nn
 
 from tlray import storage
 from tlray.errors import TrialError
-from tlray.training.worker import EpochMetrics
+from tlray.training.epoch import EpochMetrics
 
 MODEL, OPTIMIZER = "model/", "optimizer/"
 

@@ -20,7 +20,8 @@ from tlray.data.loader import Streams
 from tlray.errors import TlrayError
 from tlray.freeze import freeze, hash_tensors
 from tlray.results import TrialResult, read_trial_result, write_trial_result
-from tlray.training.checkpoint import MODEL
+from tlray.split import trainable_suffix
+from tlray.training.checkpoint import MODEL, Progress
 from tlray.training.fusion import can_fuse, fusion_key
 from tlray.training.loop import model_inputs, place, thaw_plan
 from tlray.training.probe_checkpoint import GroupFolder, Row
@@ -78,7 +79,8 @@ class _Opened:
     images: TrialImages
     backbone: Backbone
     streams: Streams
-    changing_keys: tuple[str, ...]  # of the model's state dict, what a trial's checkpoint holds
+    stacked: dict[str, str]  # key of the model's state dict -> the stacked parameter that it is
+    unstacked: dict[str, torch.Tensor]  # what else a trial's checkpoint holds of the model, equal for all of them
     frozen_hash: str
     sizes: dict[str, Any]  # num_params and num_trainable_params of a row
 
@@ -90,19 +92,22 @@ def _open(trial: TrialConfig, run_uri: str, worker: Worker, images: TrialImages)
     streams = images.open_activations(backbone, len(backbone.blocks), trial, worker)
     assert streams is not None, "a group of probes is formed where their features are materialised"
     thaw = thaw_plan(backbone, trial)
-    parameters = list(backbone.model.parameters())
+    parameters = dict(backbone.model.named_parameters(remove_duplicate=False))
+    suffix = trainable_suffix(backbone, len(backbone.blocks))
+    trained = {id(p): name for name, p in suffix.named_parameters() if p.requires_grad}
+    stacked = {key: trained[id(p)] for key, p in parameters.items() if id(p) in trained}
+    state = backbone.model.state_dict()
+    sizes = described(trial, Progress(), 0, backbone)
     return _Opened(
         run_uri=run_uri,
         worker=worker,
         images=images,
         backbone=backbone,
         streams=streams,
-        changing_keys=thaw.changing_keys,
+        stacked=stacked,
+        unstacked={key: state[key] for key in thaw.changing_keys if key not in stacked},
         frozen_hash=hash_tensors(backbone.model, thaw.frozen_keys),
-        sizes={
-            "num_params": sum(p.numel() for p in parameters),
-            "num_trainable_params": sum(p.numel() for p in parameters if p.requires_grad),
-        },
+        sizes={name: sizes[name] for name in ("num_params", "num_trainable_params")},
     )
 
 
@@ -195,14 +200,9 @@ def _write_row(
 
 def _checkpoint(group: _Opened, best: dict[str, torch.Tensor], index: int) -> dict[str, torch.Tensor]:
     """What a trial trained alone keeps of its model; a parameter that has two names stands under both."""
-    parameters = dict(group.backbone.model.named_parameters(remove_duplicate=False))
-    stacked = {id(parameters[name]): name for name in best}
-    state = group.backbone.model.state_dict()
-    tensors = {}
-    for key in group.changing_keys:
-        name = stacked.get(id(parameters[key])) if key in parameters else None
-        tensors[MODEL + key] = (state[key] if name not in best else best[name][index]).detach().cpu().clone()
-    return {key: tensor.contiguous() for key, tensor in tensors.items()}
+    tensors = {MODEL + key: tensor for key, tensor in group.unstacked.items()}
+    tensors |= {MODEL + key: best[name][index] for key, name in group.stacked.items()}
+    return {key: tensor.cpu().contiguous().clone() for key, tensor in tensors.items()}
 
 
 def _alone(trial: TrialConfig, run_uri: str, worker: Worker, images: TrialImages, report: GroupReport) -> TrialResult:

@@ -17,13 +17,14 @@ from tlray.backbone import Backbone
 from tlray.config import TrialConfig
 from tlray.data.loader import Streams
 from tlray.freeze import train_mode
+from tlray.training.epoch import EpochMetrics
 from tlray.training.loop import divergence, epoch_seed, model_inputs, peak_memory
 from tlray.training.metrics import Scores
 from tlray.training.probe_checkpoint import GroupFolder, Row
 from tlray.training.probe_metrics import StackedSums
 from tlray.training.probe_optim import StackedOptimizer
 from tlray.training.probes import StackedHeads, loss_by_row
-from tlray.training.worker import EpochMetrics, Worker
+from tlray.training.worker import Worker
 
 COMMIT_SECONDS = 5.0  # at least, between two commits; what a kill can cost beside the epoch it falls into
 

@@ -25,10 +25,11 @@ from tlray.freeze import freeze, hash_tensors
 from tlray.results import TrialResult, read_trial_result, write_trial_result
 from tlray.split import trainable_suffix
 from tlray.training.checkpoint import Progress, TrialFolder, unpack_model
+from tlray.training.epoch import Report
 from tlray.training.loop import Feed, fit, is_done, model_inputs, place, thaw_plan
 from tlray.training.metrics import ClassificationSums, Scores
 from tlray.training.step import eval_step
-from tlray.training.worker import Report, Worker
+from tlray.training.worker import Worker
 
 
 def _recompute(backbone: Backbone, num_frozen: int, trial: TrialConfig, worker: Worker) -> Streams | None:

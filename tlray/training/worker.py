@@ -1,6 +1,6 @@
-"""What a trial is told about the process it runs in, and what it tells back each epoch. Imports torch only.
+"""What a trial is told about the process it runs in. Imports torch only.
 
-The training loop never asks Ray for its rank or device; whoever starts the trial passes a Worker and a Report.
+The training loop never asks Ray for its rank or device; whoever starts the trial passes a Worker.
 """
 
 from collections.abc import Callable
@@ -8,25 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochMetrics:
-    """One finished epoch; fractions in [0, 1], losses in nats per image, `lr` the head's rate at its end."""
-
-    epoch: int  # 1-based
-    train_loss: float
-    val_loss: float
-    val_accuracy: float
-    val_top5_accuracy: float
-    val_macro_f1: float
-    lr: float
-    seconds: float
-    images_per_second: float  # training images, over all workers of the trial
-
-
-Report = Callable[[EpochMetrics], None]
-
 
 CPU = torch.device("cpu")
 

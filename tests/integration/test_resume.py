@@ -31,6 +31,7 @@ def write_config(folder: Path, **fields: Any) -> Path:
         "baseline": {"backbone": NETWORK},
         "sweep": {"scheduler": "fifo"},
         "export": {"top_k": 0},
+        "activations": {"cache": str(folder / "cache")},
         **fields,
     }
     folder.mkdir(parents=True, exist_ok=True)

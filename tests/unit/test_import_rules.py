@@ -48,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "catalogue",
         "backbone",
         "freeze",
+        "liveness",
         "split",
         "data",
         "activations",

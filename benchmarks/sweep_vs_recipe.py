@@ -7,8 +7,9 @@ linear probes with 8 learning rates, 10 epochs each. *mixed*: the same and 4 rat
 run in fresh processes on the same cores, one after the other; CPU seconds are those of the whole process tree. *cold*
 starts with nothing stored, *warm* finds what cold has left. The recipe shares nothing between trials, so its mixed part
 is the sum of its probes and its partial trials (with Ray started once more, some seconds of many hundred). The script
-extracts features and trains heads; it has no partial trials. `floor` is one decode and one forward of each image for
-each backbone and all steps of the heads, measured inside the script without what it takes to start.
+extracts features and trains heads; it has no partial trials. `floor` is one decode of each image, one forward of it for
+each backbone and all steps of the heads, measured inside the script without what it takes to start. All three normalise
+images as the weights' file says.
 
 The last line is one JSON object: probe_cpu_ratio, probe_wall_ratio, mixed_cpu_ratio, mixed_wall_ratio (recipe / tlray,
 cold), script_cpu_ratio (tlray / script, cold), floor_ratio (tlray's cold probes / floor), worst_accuracy_delta and

@@ -14,12 +14,15 @@ from pathlib import Path
 
 PROBE_RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 PARTIAL_RATES = (0.00003, 0.0001, 0.0003, 0.001)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class BackboneWork:
     name: str  # of torchvision
     weights: str  # safetensors, torchvision's own keys
+    mean: tuple[float, ...]  # of the images that the weights were trained on, in [0, 1]
+    std: tuple[float, ...]
     last_stage: tuple[str, ...]  # modules at the last resolution
 
 
@@ -50,12 +53,16 @@ def make_work(folder: Path, shared: Path, *, probes: bool, partials: bool, quick
     weights = {"mobilenet_v2": shared / "weights/mobilenet_v2.safetensors", "resnet18": folder / "resnet18.safetensors"}
     if not weights["resnet18"].exists():
         _draw_weights(weights["resnet18"])
+    backbones = tuple(
+        BackboneWork(name, str(weights[name]), *_normalisation(weights[name]), stage)
+        for name, stage in LAST_STAGE.items()
+    )
     probe_rates = PROBE_RATES[2:4] if quick else PROBE_RATES
     partial_rates = PARTIAL_RATES[2:3] if quick else PARTIAL_RATES
     return Work(
         train=str(folder / "train"),
         val=str(folder / "val"),
-        backbones=tuple(BackboneWork(name, str(weights[name]), stage) for name, stage in LAST_STAGE.items()),
+        backbones=backbones,
         probe_rates=probe_rates if probes else (),
         partial_rates=partial_rates if partials else (),
         epochs=2 if quick else 10,
@@ -76,6 +83,19 @@ def read_work(path: str) -> Work:
         BackboneWork(**{**one, "last_stage": tuple(one["last_stage"])}) for one in fields.pop("backbones")
     )
     return Work(backbones=backbones, **fields)
+
+
+def _normalisation(weights: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation as the file's metadata gives them, else ImageNet's: the same for all programs."""
+    from safetensors import safe_open
+
+    with safe_open(weights, "pt") as file:
+        metadata = file.metadata() or {}
+    mean, std = (
+        tuple(float(value) for value in metadata[name].split(",")) if name in metadata else default
+        for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))
+    )
+    return mean, std
 
 
 def _draw_weights(path: Path) -> None:

@@ -8,8 +8,8 @@ Checks go from the cheap to the dear: storage, images, every backbone with its w
 from collections.abc import Sequence
 
 from tlray import storage
-from tlray.activations.decision import plan_sources
-from tlray.activations.location import measure_speed, open_store
+from tlray.activations.decision import plan_sources, within
+from tlray.activations.location import measure_room, measure_speed, open_store
 from tlray.activations.planned import ActivationSource
 from tlray.backbone import Backbone, build_backbone
 from tlray.catalogue import resolve_id
@@ -26,6 +26,8 @@ from tlray.training.loop import thaw_plan
 def plan_run(config: RunConfig) -> PlannedRun:
     """All that a run would do, without a run folder."""
     storage.check_writable(storage.absolute(config.storage))
+    if config.activations.location is not None:
+        storage.check_writable(storage.absolute(config.activations.location))
     _check_batch_sizes(config)
     for backbone in (config.baseline.backbone, *config.backbones):
         resolve_id(backbone.id)
@@ -57,7 +59,7 @@ def make_plan(config: RunConfig, manifest: Manifest, trials: Sequence[TrialConfi
         trials=tuple(planned[trial.trial_id] for trial in trials),
         total_epochs=sum(trial.epochs for trial in planned.values()),
         total_image_passes=sum(trial.image_passes for trial in planned.values()),
-        activations=tuple(sources),
+        activations=tuple(within(sources, measure_room(config, store))),
     )
 
 
@@ -89,9 +91,11 @@ def _resolved(config: RunConfig) -> RunConfig:
         data = data.model_copy(update={"synthetic": None, "train": made.train, "val": made.val, "test": made.test})
     locations = {name: storage.absolute(uri) for name in ("train", "val", "test") if (uri := getattr(data, name))}
     baseline = config.baseline.model_copy(update={"backbone": _resolved_backbone(config.baseline.backbone)})
+    kept = storage.absolute(config.activations.location or storage.join(config.storage, "activations"))
     return config.model_copy(
         update={
             "storage": storage.absolute(config.storage),
+            "activations": config.activations.model_copy(update={"location": kept}),
             "data": data.model_copy(update=locations),
             "backbones": tuple(_resolved_backbone(backbone) for backbone in config.backbones),
             "baseline": baseline,

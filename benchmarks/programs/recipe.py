@@ -22,7 +22,14 @@ def main(path: str) -> None:
     work = read_work(path)
     common = {name: getattr(work, name) for name in ("train", "val", "epochs", "batch_size", "weight_decay", "seed")}
     trials = [
-        {**common, "backbone": one.name, "weights": one.weights, "strategy": strategy, "unfrozen": stage, "lr": lr}
+        {
+            **common,
+            "backbone": one.name,
+            **{name: getattr(one, name) for name in ("weights", "mean", "std")},
+            "strategy": strategy,
+            "unfrozen": stage,
+            "lr": lr,
+        }
         for one in work.backbones
         for strategy, stage, rates in (
             ("linear_probe", [], work.probe_rates),

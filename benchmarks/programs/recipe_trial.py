@@ -12,12 +12,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
-from benchmarks.programs.torchvision_parts import TRANSFORM, make_model
+from benchmarks.programs.torchvision_parts import make_model, make_transform
 
 
 def train_loop(config: dict[str, Any]) -> None:
     torch.manual_seed(config["seed"])
-    train_set, val_set = ImageFolder(config["train"], TRANSFORM), ImageFolder(config["val"], TRANSFORM)
+    transform = make_transform(config["mean"], config["std"])
+    train_set, val_set = ImageFolder(config["train"], transform), ImageFolder(config["val"], transform)
     train_loader = ray.train.torch.prepare_data_loader(DataLoader(train_set, config["batch_size"], shuffle=True))
     val_loader = ray.train.torch.prepare_data_loader(DataLoader(val_set, config["batch_size"]))
     model, head = make_model(config["backbone"], config["weights"], len(train_set.classes), config["seed"])

@@ -1,10 +1,10 @@
-"""A hand-written script without Ray: features once for each backbone, then a head for each learning rate on them.
+"""A hand-written script without Ray: images and features read once, then a head for each learning rate on them.
 
     python -m benchmarks.programs.script work.json
 
 What a good engineer writes in an afternoon, with torch's defaults (all cores). It measures its own parts too: `floor`
-is the CPU time of one decode and one forward of each image for each backbone plus all steps of the heads, without what
-it takes to start; `training` is that of the heads alone, all that there is to do again on features it had kept.
+is the CPU time of one decode of each image, one forward of it for each backbone and all steps of the heads, without
+what it takes to start; `training` is that of the heads alone, all that there is to do again on features it had kept.
 """
 
 import json
@@ -15,20 +15,28 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
+from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from benchmarks.programs.torchvision_parts import TRANSFORM, make_model
-from benchmarks.sweep_work import Work, read_work
+from benchmarks.programs.torchvision_parts import CROP, make_model
+from benchmarks.sweep_work import BackboneWork, Work, read_work
 
-Labelled = tuple[torch.Tensor, torch.Tensor]  # features (N, D), labels (N,)
+Labelled = tuple[torch.Tensor, torch.Tensor]  # images (N, 3, 224, 224) uint8 or features (N, D) float32; labels (N,)
+
+
+def load(folder: str, batch_size: int) -> Labelled:
+    """All images of a folder, cropped, and their labels: both backbones see the same pixels."""
+    dataset = ImageFolder(folder, transforms.Compose([*CROP, transforms.PILToTensor()]))
+    parts = list(DataLoader(dataset, batch_size))
+    return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
 @torch.inference_mode()
-def extract(model: nn.Module, folder: str, batch_size: int) -> Labelled:
-    """Features (N, D) and labels (N,) of a folder of images."""
+def extract(model: nn.Module, images: torch.Tensor, one: BackboneWork, batch_size: int) -> torch.Tensor:
+    """images (N, 3, 224, 224) uint8 -> features (N, D)."""
     model.eval()
-    parts = [(model(images), labels) for images, labels in DataLoader(ImageFolder(folder, TRANSFORM), batch_size)]
-    return torch.cat([features for features, _ in parts]), torch.cat([labels for _, labels in parts])
+    normalise = transforms.Normalize(one.mean, one.std)
+    return torch.cat([model(normalise(batch.float() / 255)) for batch in images.split(batch_size)])
 
 
 def train_head(head: nn.Module, dropout: float, train: Labelled, val: Labelled, lr: float, work: Work) -> float:
@@ -52,17 +60,21 @@ def train_head(head: nn.Module, dropout: float, train: Labelled, val: Labelled, 
 def main(path: str) -> None:
     work = read_work(path)
     rows: list[dict[str, Any]] = []
-    floor = training = 0.0
+    training = 0.0
+    started = time.process_time()
+    images = {folder: load(folder, work.batch_size) for folder in (work.train, work.val)}
+    floor = time.process_time() - started
     for one in work.backbones:
-        started = time.process_time()
         model, head = make_model(one.name, one.weights, 2, work.seed)
         dropout = 0.2 if one.name == "mobilenet_v2" else 0.0
         if one.name == "resnet18":
             model.fc = nn.Identity()
         else:
             model.classifier = nn.Identity()
-        train, val = (extract(model, folder, work.batch_size) for folder in (work.train, work.val))
-        train, val = ((features.clone(), labels.clone()) for features, labels in (train, val))
+        started = time.process_time()
+        train, val = (
+            (extract(model, pixels, one, work.batch_size).clone(), labels) for pixels, labels in images.values()
+        )
         extracted = time.process_time()
         initial = {key: value.clone() for key, value in head.state_dict().items()}
         for lr in work.probe_rates:

@@ -1,4 +1,6 @@
-"""What the recipe and the script have in common: the transform of the weights, and the model with a new head."""
+"""What the recipe and the script have in common: crop and normalisation of the weights, the model with a new head."""
+
+from collections.abc import Sequence
 
 import torch
 import torchvision
@@ -6,14 +8,12 @@ from safetensors.torch import load_file
 from torch import nn
 from torchvision import transforms
 
-TRANSFORM = transforms.Compose(
-    [
-        transforms.Resize(256),
-        transforms.CenterCrop(224),
-        transforms.ToTensor(),
-        transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-    ]
-)
+CROP = (transforms.Resize(256), transforms.CenterCrop(224))
+
+
+def make_transform(mean: Sequence[float], std: Sequence[float]) -> transforms.Compose:
+    """An image of PIL -> (3, 224, 224) float32, normalised as the weights want it."""
+    return transforms.Compose([*CROP, transforms.ToTensor(), transforms.Normalize(mean, std)])
 
 
 def make_model(name: str, weights: str, num_classes: int, seed: int) -> tuple[nn.Module, nn.Module]:

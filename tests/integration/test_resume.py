@@ -31,7 +31,7 @@ def write_config(folder: Path, **fields: Any) -> Path:
         "baseline": {"backbone": NETWORK},
         "sweep": {"scheduler": "fifo"},
         "export": {"top_k": 0},
-        "activations": {"cache": str(folder / "cache")},
+        "activations": {"materialise": "always", "cache": str(folder / "cache")},  # never as the clock has it
         **fields,
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -51,9 +51,10 @@ def test_a_run_leaves_every_file_of_the_run_folder_and_a_row_for_each_trial(make
 def test_the_tune_actor_ray_train_and_no_ray_at_all_give_the_same_numbers(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    config = make_config(strategies=["linear_probe"])
+    fields = {"strategies": ["linear_probe"], "activations": {"materialise": "never"}}
+    config = make_config(**fields)
     in_actor_uri, in_actor = sweep(config)
-    _, nested = sweep(make_config(strategies=["linear_probe"], sweep={"scheduler": "fifo", "trainer": "ray_train"}))
+    _, nested = sweep(make_config(**fields, sweep={"scheduler": "fifo", "trainer": "ray_train"}))
     loaded = load_run(in_actor_uri)
     images = manifest_images(loaded.manifest, config.data)
     for trial in loaded.trials:
@@ -71,7 +72,12 @@ def test_two_workers_train_like_one(make_config: MakeConfig) -> None:
     Augmentation and order do not depend on the number of workers, which is why the tolerance can be that small.
     """
     vit = {"id": "timm/test_vit", "weights": "none", "input_size": 32}
-    fields = {"backbones": [vit], "strategies": ["linear_probe"], "baseline": {"backbone": vit}}  # scratch trains all
+    fields = {
+        "backbones": [vit],
+        "strategies": ["linear_probe"],
+        "baseline": {"backbone": vit},  # scratch trains all
+        "activations": {"materialise": "always", "fuse_probes": False},
+    }
     _, one = sweep(make_config(**fields))
     two_uri, two = sweep(make_config(**fields, sweep={"scheduler": "fifo", "workers_per_trial": 2}))
     assert one.keys() == two.keys()

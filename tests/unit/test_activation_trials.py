@@ -1,5 +1,6 @@
 """Trials on activations: what they share, what a second run finds, what new images and other weights cost. No Ray."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from tlray.activations.decision import within
 from tlray.activations.local_pass import compute_here
-from tlray.backbone import build_backbone
+from tlray.activations.location import Room
+from tlray.backbone import Backbone, build_backbone
 from tlray.config import BackboneConfig, RunConfig
 from tlray.planning import plan_run
 from tlray.prepare import Run, new_run_uri, prepare_run
 from tlray.results import TrialResult
+from tlray.split import SplitError
 from tlray.training.epoch import EpochMetrics
 from tlray.training.run_images import run_images
 from tlray.training.trial import run_trial
@@ -121,6 +125,38 @@ def test_batchnorm_statistics_that_follow_the_images_are_never_stored(execute: E
     assert [source.materialise for source in run.plan.activations] == [False]
     assert "freeze_bn" in run.plan.activations[0].reason
     assert computed(rows) > 0
+
+
+def test_a_backbone_that_cannot_be_split_is_recomputed_and_the_plan_says_why(
+    execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(backbone: Backbone, num_frozen: int) -> None:
+        raise SplitError(f"{backbone.id} hands a list from block to block")
+
+    monkeypatch.setattr("tlray.activations.decision.find_cut", refuse)
+    run, rows, _ = execute(strategies=["linear_probe"])
+    (source,) = run.plan.activations
+    assert not source.materialise
+    assert "hands a list from block to block" in source.reason
+    assert computed(rows) == rows["001-test_resnet-linear_probe"].epochs * (
+        len(run.manifest.split("train")) + len(run.manifest.split("val"))
+    )
+
+
+def test_what_does_not_fit_the_store_is_recomputed_the_least_useful_first(execute: Execute) -> None:
+    strategies = [{"strategy": "linear_probe", **RATES}, PARTIAL]
+    run, _, _ = execute(strategies=strategies)
+    deep, shallow = (
+        source.model_copy(update={"reason": "2.0x cheaper than recomputing"}) for source in run.plan.activations
+    )
+    assert deep.bytes_per_image < shallow.bytes_per_image
+    room = Room(in_store=deep.num_draws * deep.bytes_per_image, on_disk=math.inf)
+    kept = within([shallow, deep], room)
+    assert [source.materialise for source in kept] == [False, True]
+    assert "max_gb" in kept[0].reason
+    assert all(source.materialise for source in within(run.plan.activations, room)), "always means always"
+    stored = [source.model_copy(update={"num_stored": source.num_draws}) for source in (shallow, deep)]
+    assert all(source.materialise for source in within(stored, Room(in_store=math.inf, on_disk=0)))
 
 
 def test_only_new_images_are_computed_and_removed_ones_cost_nothing(

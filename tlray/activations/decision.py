@@ -8,8 +8,8 @@ For each cut of a backbone, with an image's draw as the unit and D draws, R read
     materialise  (D - stored) x (decode + prefix + b x write) + D x b x fetch + R x b x gather
 
 decode (with the transform) and prefix are measured on images of the run, write and fetch by a round trip to the store,
-gather from memory. The cheaper way is taken unless `activations.materialise` says otherwise, or they are no function of
-the image alone.
+gather from memory. The cheaper way is taken unless `activations.materialise` says otherwise, they are no function of
+the image alone, or there is no room for them: then those stay that save most for their size.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 
 from tlray.activations.keys import ActivationKey
-from tlray.activations.location import Speed
+from tlray.activations.location import Room, Speed
 from tlray.activations.planned import ActivationSource
 from tlray.activations.store import ActivationStore
 from tlray.backbone import Backbone
@@ -186,6 +186,31 @@ def _decide(
         reason=reason,
         keys=tuple(dataclasses.asdict(key) for key in keys),
     )
+
+
+def within(sources: Sequence[ActivationSource], room: Room) -> list[ActivationSource]:
+    """The sources with those recomputed that there is no room for, the least useful for their size first.
+
+    What `activations.materialise: always` asks for stays: the run says that it does not fit.
+    """
+    total, added = 0, 0
+    too_much: set[int] = set()
+    for source in sorted((source for source in sources if source.materialise), key=_loss_per_byte):
+        all_bytes, new_bytes = source.num_draws * source.bytes_per_image, source.bytes_to_add
+        fits = total + all_bytes <= room.in_store and added + new_bytes <= room.on_disk
+        if fits or source.reason.endswith("always"):
+            total, added = total + all_bytes, added + new_bytes
+        else:
+            too_much.add(id(source))
+    reason = f"no room: {room}"
+    return [
+        source.model_copy(update={"materialise": False, "reason": reason}) if id(source) in too_much else source
+        for source in sources
+    ]
+
+
+def _loss_per_byte(source: ActivationSource) -> float:
+    return (source.materialise_seconds - source.recompute_seconds) / max(1, source.num_draws * source.bytes_per_image)
 
 
 def wanted_images(manifest: Manifest, view: int, with_test: bool) -> list[str]:

@@ -4,10 +4,13 @@ store = open_store(config)
 speed = measure_speed(store.uri)
 """
 
+import math
 import os
 import secrets
+import shutil
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +20,17 @@ from tlray.config import RunConfig
 
 GB = 10**9
 PROBE_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that a run may keep in the store, and those of them that it may add; infinite where nothing limits it."""
+
+    in_store: float
+    on_disk: float
+
+    def __str__(self) -> str:
+        return f"activations.max_gb leaves {self.in_store / GB:g} GB, the disk {self.on_disk / GB:g} GB"
 
 
 @dataclass(frozen=True)
@@ -37,6 +51,16 @@ def open_store(config: RunConfig) -> ActivationStore:
         max_bytes=None if settings.max_gb is None else int(settings.max_gb * GB),
         cache_max_bytes=None if settings.cache_max_gb is None else int(settings.cache_max_gb * GB),
     )
+
+
+def measure_room(config: RunConfig, store: ActivationStore) -> Room:
+    """What the store may hold, and what its disk has left, of which a tenth stays free."""
+    limit = config.activations.max_gb
+    on_disk = math.inf
+    if not storage.is_remote(store.uri):
+        there = next(path for path in [Path(store.uri), *Path(store.uri).parents] if path.exists())
+        on_disk = shutil.disk_usage(there).free * 0.9
+    return Room(in_store=math.inf if limit is None else limit * GB, on_disk=on_disk)
 
 
 def measure_speed(uri: str) -> Speed:

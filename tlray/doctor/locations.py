@@ -26,6 +26,8 @@ class HubFile:
 def check_storage(config: RunConfig) -> Iterator[Check]:
     """Whether the places that a run writes to can be written."""
     places = {"storage": config.storage}
+    if config.activations.location is not None:
+        places["activations.location"] = config.activations.location
     if config.data.synthetic is not None:
         places["data.synthetic.location"] = config.data.synthetic.location
     for name, place in places.items():

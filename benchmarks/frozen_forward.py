@@ -3,10 +3,10 @@
     python -m benchmarks.frozen_forward
 
 For each backbone with real weights: CPU milliseconds an image (224 px, one thread) of the plain forward, channels last,
-with BatchNorm folded as the activation pass does it, and folded in bfloat16, the ways taken in turn, best of three. Then
-the accuracy of a logistic regression on the features of ants and bees, float32 and bfloat16, over the same 153 images:
-`activations.precision: bfloat16` is for whoever finds the two alike. Images and weights are looked for in $TLRAY_SHARED,
-by default ../shared. The last line is one JSON object: {backbone: {plain, channels_last, folded, bfloat16,
+with BatchNorm folded as the activation pass does it, and folded in bfloat16, the ways taken in turn, best of three.
+Then the accuracy of a logistic regression on the features of ants and bees, float32 and bfloat16, over the same 153
+images: `activations.precision: bfloat16` is for whoever finds the two alike. Images and weights are looked for in
+$TLRAY_SHARED, by default ../shared. The last line is one JSON object: {backbone: {plain, channels_last, folded, bfloat16,
 accuracy_float32, accuracy_bfloat16}}.
 """
 

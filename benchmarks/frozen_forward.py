@@ -6,7 +6,7 @@ For each backbone with real weights: CPU milliseconds an image (224 px, one thre
 with BatchNorm folded as the activation pass does it, and folded in bfloat16, the ways taken in turn, best of three.
 Then the accuracy of a logistic regression on the features of ants and bees, float32 and bfloat16, over the same 153
 images: `activations.precision: bfloat16` is for whoever finds the two alike. Images and weights are looked for in
-$TLRAY_SHARED, by default ../shared. The last line is one JSON object: {backbone: {plain, channels_last, folded, bfloat16,
+$TLRAY_SHARED, by default ../shared. Last line, JSON: {backbone: {plain, channels_last, folded, bfloat16,
 accuracy_float32, accuracy_bfloat16}}.
 """
 

@@ -19,6 +19,7 @@ from tlray.demo_data import make_demo_data
 from tlray.errors import ConfigError
 from tlray.freeze import freeze
 from tlray.plan import Plan, PlannedRun, PlannedTrial
+from tlray.prepare import with_absolute_locations
 from tlray.search_space import list_trials
 from tlray.training.loop import thaw_plan
 
@@ -85,29 +86,18 @@ def _planned(trial: TrialConfig, backbone: Backbone, num_images: dict[str, int])
 
 def _resolved(config: RunConfig) -> RunConfig:
     """Full backbone ids, absolute locations, and the demo's images and weights made where they are asked for."""
+    config = with_absolute_locations(config)
     data = config.data
     if data.synthetic is not None:
         made = make_demo_data(data.synthetic)
         data = data.model_copy(update={"synthetic": None, "train": made.train, "val": made.val, "test": made.test})
-    locations = {name: storage.absolute(uri) for name in ("train", "val", "test") if (uri := getattr(data, name))}
-    baseline = config.baseline.model_copy(update={"backbone": _resolved_backbone(config.baseline.backbone)})
-    kept = storage.absolute(config.activations.location or storage.join(config.storage, "activations"))
-    return config.model_copy(
-        update={
-            "storage": storage.absolute(config.storage),
-            "activations": config.activations.model_copy(update={"location": kept}),
-            "data": data.model_copy(update=locations),
-            "backbones": tuple(_resolved_backbone(backbone) for backbone in config.backbones),
-            "baseline": baseline,
-        }
-    )
+    baseline = config.baseline.model_copy(update={"backbone": _with_full_id(config.baseline.backbone)})
+    backbones = tuple(_with_full_id(backbone) for backbone in config.backbones)
+    return config.model_copy(update={"data": data, "backbones": backbones, "baseline": baseline})
 
 
-def _resolved_backbone(backbone: BackboneConfig) -> BackboneConfig:
-    weights = backbone.weights
-    if weights not in ("pretrained", "none"):
-        weights = storage.absolute(weights)
-    return backbone.model_copy(update={"id": resolve_id(backbone.id), "weights": weights})
+def _with_full_id(backbone: BackboneConfig) -> BackboneConfig:
+    return backbone.model_copy(update={"id": resolve_id(backbone.id)})
 
 
 def _check_batch_sizes(config: RunConfig) -> None:

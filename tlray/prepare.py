@@ -8,9 +8,10 @@ import json
 import secrets
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from tlray import storage
-from tlray.config import RunConfig, TrialConfig
+from tlray.config import BackboneConfig, RunConfig, TrialConfig
 from tlray.config_file import dump_config, parse_config
 from tlray.data.manifest import Manifest, load_manifest, save_manifest
 from tlray.errors import StorageError
@@ -37,6 +38,33 @@ def new_run_uri(config: RunConfig) -> str:
     """A run folder's name that sorts by time and that nobody else has."""
     run_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
     return storage.join(storage.absolute(config.storage), config.name, run_id)
+
+
+def with_absolute_locations(config: RunConfig) -> RunConfig:
+    """Every location written so that a process elsewhere understands it, the store of activations included."""
+
+    def absolute(section: Any, *names: str) -> dict[str, str]:
+        return {name: storage.absolute(uri) for name in names if (uri := getattr(section, name)) is not None}
+
+    def of_backbone(backbone: BackboneConfig) -> BackboneConfig:
+        if backbone.weights in ("pretrained", "none"):
+            return backbone
+        return backbone.model_copy(update=absolute(backbone, "weights"))
+
+    data: dict[str, Any] = absolute(config.data, "train", "val", "test")
+    if config.data.synthetic is not None:
+        synthetic = config.data.synthetic
+        data["synthetic"] = synthetic.model_copy(update=absolute(synthetic, "location"))
+    kept = config.activations.location or storage.join(config.storage, "activations")
+    return config.model_copy(
+        update={
+            "storage": storage.absolute(config.storage),
+            "activations": config.activations.model_copy(update={"location": storage.absolute(kept)}),
+            "data": config.data.model_copy(update=data),
+            "backbones": tuple(of_backbone(backbone) for backbone in config.backbones),
+            "baseline": config.baseline.model_copy(update={"backbone": of_backbone(config.baseline.backbone)}),
+        }
+    )
 
 
 def prepare_run(planned: PlannedRun, run_uri: str) -> Run:

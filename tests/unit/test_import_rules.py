@@ -68,6 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "demo_data",
         "activations",
         "plan",
+        "prepare",
         "training",
     },
     "progress": {"config", "results"},

@@ -7,10 +7,11 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tlray.config import RunConfig
-from tlray.distributed.errors import cause_of
+from tlray.distributed.errors import cause_of, reason_of
 from tlray.distributed.tasks import plan_task
-from tlray.errors import TlrayError
+from tlray.errors import TlrayError, TrialError
 from tlray.plan import PlannedRun
+from tlray.prepare import with_absolute_locations
 
 
 def plan_on_cluster(config: RunConfig) -> PlannedRun:
@@ -18,6 +19,7 @@ def plan_on_cluster(config: RunConfig) -> PlannedRun:
 
     The process then goes on to the activation pass, with torch imported and the machine's caches warm.
     """
+    config = with_absolute_locations(config)  # the worker's working folder may be another
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     try:
         return ray.get(plan_task.options(num_cpus=0, max_retries=0, scheduling_strategy=here).remote(config))
@@ -25,4 +27,4 @@ def plan_on_cluster(config: RunConfig) -> PlannedRun:
         cause = cause_of(error)
         if isinstance(cause, TlrayError):
             raise cause from None
-        raise
+        raise TrialError(f"planning broke down: {reason_of(error)}") from error

@@ -77,23 +77,21 @@ def interruptible(run_uri: str) -> Iterator[None]:
         yield
         return
 
-    stopped: list[Interrupted] = []
+    stopped: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        stopped.append(
-            Interrupted(
-                f"interrupted by {signal.Signals(number).name}; `tlray resume {run_uri}` goes on, "
-                "with an epoch of each running trial lost at most"
-            )
-        )
-        raise stopped[0]
+        stopped.append(number)
+        raise KeyboardInterrupt  # no Exception: libraries that are just being imported swallow those
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     except BaseException:
         if stopped:  # raised inside Ray's compiled code it arrives as a SystemError
-            raise stopped[0] from None
+            raise Interrupted(
+                f"interrupted by {signal.Signals(stopped[0]).name}; `tlray resume {run_uri}` goes on, "
+                "with an epoch of each running trial lost at most"
+            ) from None
         raise
     finally:
         for number, handler in before.items():

@@ -166,6 +166,7 @@ def test_twenty_kills_corrupt_nothing_repeat_nothing_and_change_nothing(folder: 
             after = visible(store)
             assert {path: after[path] for path in before} == before, "a finished shard was replaced"
             before = after
+            print(f"{kills} kills, {forwards(before)} of {total} images through the prefix", flush=True)
             if process.returncode == 0:
                 break
             has_begun = Path(run_uri, "manifest.parquet").exists()

@@ -59,8 +59,10 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         until_it_answers(dashboard, process)
         yield environment
     finally:  # not `ray stop`, which would end every Ray of this machine
-        ours = [
-            other for other in psutil.process_iter(["cmdline"]) if str(temporary) in " ".join(other.info["cmdline"])
+        ours = [  # a process that ends meanwhile has no command line
+            other
+            for other in psutil.process_iter(["cmdline"])
+            if str(temporary) in " ".join(other.info["cmdline"] or [])
         ]
         for other in ours:
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,0 +1,36 @@
+"""Stopping a run from outside: SIGINT and SIGTERM end it with a line that says how to go on."""
+
+import contextlib
+import os
+import signal
+
+import pytest
+
+from tlray.errors import Interrupted
+from tlray.run import interruptible
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_names_itself_and_the_command_that_goes_on(number: signal.Signals) -> None:
+    with pytest.raises(Interrupted, match=rf"{number.name}; `tlray resume s3://runs/a`"), interruptible("s3://runs/a"):
+        os.kill(os.getpid(), number)
+
+
+def test_a_library_that_catches_every_exception_does_not_swallow_the_signal() -> None:
+    with pytest.raises(Interrupted), interruptible("run"), contextlib.suppress(Exception):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_that_compiled_code_turns_into_another_error_is_still_an_interrupt() -> None:
+    with pytest.raises(Interrupted), interruptible("run"):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise SystemError("an error was set while a function returned a result") from None
+
+
+def test_handlers_are_put_back_and_other_errors_pass_through() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ValueError, match="unrelated"), interruptible("run"):
+        raise ValueError("unrelated")
+    assert signal.getsignal(signal.SIGTERM) is before

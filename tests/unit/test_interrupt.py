@@ -22,11 +22,14 @@ def test_a_library_that_catches_every_exception_does_not_swallow_the_signal() ->
 
 
 def test_a_signal_that_compiled_code_turns_into_another_error_is_still_an_interrupt() -> None:
-    with pytest.raises(Interrupted), interruptible("run"):
+    def compiled_code() -> None:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         except KeyboardInterrupt:
             raise SystemError("an error was set while a function returned a result") from None
+
+    with pytest.raises(Interrupted), interruptible("run"):
+        compiled_code()
 
 
 def test_handlers_are_put_back_and_other_errors_pass_through() -> None:

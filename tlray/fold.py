@@ -9,6 +9,7 @@ sees the convolution's output. A BatchNorm in front of a convolution (pre-activa
 """
 
 import copy
+import sys
 from collections import Counter
 
 import torch
@@ -100,15 +101,17 @@ def _absorb(conv: nn.Module, norm: nn.Module) -> None:
 
 def _convolutions() -> tuple[type[nn.Module], ...]:
     """Exactly these: other subclasses standardise their weights before they use them."""
-    from timm.layers import Conv2dSame
-
-    return nn.Conv2d, Conv2dSame
+    return nn.Conv2d, *_timm_layers("Conv2dSame")
 
 
 def _norms() -> tuple[type[nn.Module], ...]:
-    from timm.layers import BatchNormAct2d
+    return nn.BatchNorm2d, *_timm_layers("BatchNormAct2d")
 
-    return nn.BatchNorm2d, BatchNormAct2d
+
+def _timm_layers(name: str) -> tuple[type[nn.Module], ...]:
+    """None where timm was not imported: no module can be one of its own then, and importing it takes a second."""
+    layers = sys.modules.get("timm.layers")
+    return () if layers is None else (getattr(layers, name),)
 
 
 def _memory_format(layers: nn.Module) -> torch.memory_format:

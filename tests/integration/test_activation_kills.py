@@ -4,6 +4,7 @@ After each kill every visible shard is whole, what was finished is not computed 
 of a run that nobody disturbed. Takes about ten minutes.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -29,7 +30,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(3600)]
 NUM_KILLS = 20
 IMAGES = 400
 NETWORK = {"id": "timm/test_resnet", "weights": "none", "input_size": 96}
-TASKS = ("chunk_task", "probe_group_task", "in_process_trial")
+TASKS = ("chunk_task", "probe_group_task", "ImplicitFunc")
+LONGEST_WAIT = 6  # seconds of work before a kill
 
 
 @pytest.fixture
@@ -86,15 +88,32 @@ def kill_all(process: subprocess.Popen[str]) -> str:
     return process.communicate()[0]
 
 
+def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes that compute activations or read them just now."""
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if any(task in " ".join(child.cmdline()) for task in TASKS):
+                    found.append(child)
+    return found
+
+
+def wait_for_work(process: subprocess.Popen[str], seconds: float) -> None:
+    """Until the run has a worker, and `seconds` longer; the run may end meanwhile."""
+    while process.poll() is None and not workers(process):
+        time.sleep(0.05)
+    moment = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < moment:
+        time.sleep(0.02)
+
+
 def kill_a_worker(process: subprocess.Popen[str]) -> bool:
-    """SIGKILL to one process that computes activations or reads them; False when there is none just now."""
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            if any(task in child.name() or task in " ".join(child.cmdline()) for task in TASKS):
-                child.kill()
-                return True
-        except psutil.NoSuchProcess:
-            continue
+    """SIGKILL to one of the workers; False when there is none just now."""
+    for worker in workers(process):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.kill()
+            return True
     return False
 
 
@@ -149,9 +168,7 @@ def test_twenty_kills_corrupt_nothing_repeat_nothing_and_change_nothing(folder: 
         store = folder / name / "activations"
         before: dict[Path, dict] = {}
         while True:
-            moment = time.monotonic() + randomness.uniform(6, 30)
-            while time.monotonic() < moment and process.poll() is None:
-                time.sleep(0.02)
+            wait_for_work(process, randomness.uniform(0, LONGEST_WAIT))
             if process.poll() is not None:
                 output = process.communicate()[0]
                 assert process.returncode == 0, output

@@ -112,6 +112,27 @@ def load_draws(
     return ordered_map(load, images, num_threads=num_threads, ahead=2 * num_threads + 16)
 
 
+def load_rows(
+    images: Sequence[Image],
+    rows: Sequence[int],
+    preprocessing: Preprocessing,
+    *,
+    augmentation: str,
+    seed: int,
+    epoch: int,
+    num_threads: int,
+) -> torch.Tensor:
+    """Some rows of a split, as `make_streams` has them in a batch -> (B, 3, H, W) uint8; augmented unless "none"."""
+    load = partial(
+        _load, preprocessing=preprocessing, cache=PROCESS_CACHE, augmentation=augmentation, seed=seed, epoch=epoch
+    )
+    pixels = torch.empty((len(rows), 3, *preprocessing.input_size), dtype=torch.uint8)
+    chosen = [images[row] for row in rows]
+    for index, image in enumerate(ordered_map(load, chosen, num_threads=num_threads, ahead=len(chosen))):
+        pixels[index] = image
+    return pixels
+
+
 def _batches(
     load: Callable[[Image], torch.Tensor],
     images: Sequence[Image],

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ pytestmark = [
 SMALL = Preprocessing(
     input_size=(32, 32), resize=36, crop_mode="center", interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3
 )
-RECIPE = {"batch_size": 8, "augmentation": "standard", "seed": 3}
+RECIPE: Any = {"batch_size": 8, "augmentation": "standard", "seed": 3}
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +74,10 @@ def test_every_worker_gets_the_batches_that_its_own_threads_would_make(run: Run,
 
 
 def test_a_worker_without_an_image_in_a_batch_gets_it_empty(run: Run) -> None:
-    num_val = len(run.manifest.split("val"))
-    worker = Worker(rank=num_val, world_size=num_val + 1)
-    (batch,) = ray_streams(run.uri, SMALL, **RECIPE, worker=worker, cpus=1).val() or [None]
-    assert batch.inputs[0].shape == (0, 3, 32, 32)
+    world_size = RECIPE["batch_size"] + 1
+    batches = list(by_ray_data(run, world_size - 1, world_size).train(0))
+    assert_same(batches, list(by_threads(run, world_size - 1, world_size).train(0)))
+    assert {batch.inputs[0].shape for batch in batches} == {(0, 3, 32, 32)}
 
 
 def test_the_order_of_images_does_not_depend_on_the_number_of_workers(run: Run) -> None:

@@ -14,15 +14,13 @@ from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
-import ray
 import ray.data
 import torch
 
 from tlray.catalogue import Preprocessing
 from tlray.data.loader import Batch, Streams, load_rows
 from tlray.data.order import evaluation_steps, train_steps
-from tlray.distributed.errors import reason_of
-from tlray.errors import DataError
+from tlray.errors import DataError, TlrayError
 from tlray.prepare import Run, load_run
 from tlray.training.worker import Worker
 
@@ -114,10 +112,10 @@ def _blocks(epoch: _Epoch, num_steps: int, cpus: float) -> Iterator[dict[str, np
     context.enable_progress_bars = False
     numbers = ray.data.range(num_steps, override_num_blocks=num_steps)
     decoded = numbers.map_batches(partial(_decoded, epoch=epoch), batch_size=None, num_cpus=cpus)
-    try:
-        yield from decoded.iter_batches(batch_size=None, prefetch_batches=BATCHES_AHEAD)
-    except ray.exceptions.RayError as error:
-        raise DataError(reason_of(error)) from None
+    for block in decoded.iter_batches(batch_size=None, prefetch_batches=BATCHES_AHEAD):
+        if block["error"][0]:
+            raise DataError(block["error"][0])
+        yield block
 
 
 def _empty(epoch: _Epoch, num_global: int) -> Batch:
@@ -142,21 +140,33 @@ def _decoded(block: dict[str, np.ndarray], epoch: _Epoch) -> Iterator[dict[str, 
         rows = steps[step].tolist()
         if not rows:
             continue
-        pixels = load_rows(
-            images,
-            rows,
-            Preprocessing.from_dict(json.loads(epoch.preprocessing)),
-            augmentation=epoch.augmentation,
-            seed=epoch.seed,
-            epoch=epoch.epoch,
-            num_threads=epoch.num_threads,
-        )
-        yield {
-            "pixels": pixels.numpy(),
-            "label": np.array([images[row].label for row in rows], dtype=np.int64),
-            "row": np.array(rows, dtype=np.int64),
-            "step": np.full(len(rows), step, dtype=np.int64),
-        }
+        preprocessing = Preprocessing.from_dict(json.loads(epoch.preprocessing))
+        try:
+            pixels = load_rows(
+                images,
+                rows,
+                preprocessing,
+                augmentation=epoch.augmentation,
+                seed=epoch.seed,
+                epoch=epoch.epoch,
+                num_threads=epoch.num_threads,
+            )
+        except TlrayError as error:  # as a row: an exception would arrive in Ray Data's words
+            yield _block(step, [-1], torch.zeros(1, 3, *preprocessing.input_size, dtype=torch.uint8), [-1], str(error))
+            return
+        yield _block(step, rows, pixels, [images[row].label for row in rows])
+
+
+def _block(
+    step: int, rows: list[int], pixels: torch.Tensor, labels: list[int], error: str = ""
+) -> dict[str, np.ndarray]:
+    return {
+        "pixels": pixels.numpy(),
+        "label": np.array(labels, dtype=np.int64),
+        "row": np.array(rows, dtype=np.int64),
+        "step": np.full(len(rows), step, dtype=np.int64),
+        "error": np.array([error] * len(rows)),
+    }
 
 
 @lru_cache(maxsize=4)

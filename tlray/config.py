@@ -54,6 +54,7 @@ class Recipe(Section):
     )
     freeze_bn: bool = Field(True, description="BatchNorm of frozen blocks: evaluation mode, statistics untouched")
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    checkpoint_steps: int = Field(1000, ge=1, description="batches between checkpoints inside a long epoch")
 
 
 class Space(Section):

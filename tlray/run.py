@@ -90,7 +90,7 @@ def interruptible(run_uri: str) -> Iterator[None]:
         if stopped:  # raised inside Ray's compiled code it arrives as a SystemError
             raise Interrupted(
                 f"interrupted by {signal.Signals(stopped[0]).name}; `tlray resume {run_uri}` goes on, "
-                "with an epoch of each running trial lost at most"
+                "with what each running trial did since its last checkpoint lost at most"
             ) from None
         raise
     finally:

@@ -69,6 +69,7 @@ def test_every_worker_gets_the_batches_that_its_own_threads_would_make(run: Run,
     rank = world_size - 1
     mine, theirs = by_ray_data(run, rank, world_size), by_threads(run, rank, world_size)
     assert_same(list(mine.train(2)), list(theirs.train(2)))
+    assert_same(list(mine.train(2, 1)), list(theirs.train(2))[1:])
     assert_same(list(mine.val()), list(theirs.val()))
     assert (mine.num_train, mine.num_val, mine.num_test) == (theirs.num_train, theirs.num_val, theirs.num_test)
 

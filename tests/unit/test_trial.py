@@ -1,17 +1,21 @@
 """A trial in this process: the same result twice, and nothing left behind."""
 
 import gc
+import math
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from tlray.backbone import build_backbone
 from tlray.config import BackboneConfig, DataConfig, Recipe, StrategyConfig, TrialConfig
 from tlray.data.manifest import make_manifest
 from tlray.results import TrialResult
+from tlray.training import loop
 from tlray.training.epoch import EpochMetrics
-from tlray.training.trial import TrialImages, load_trained, manifest_images, release_memory, run_trial
+from tlray.training.trial import TrialImages, load_trained, manifest_images, release_memory, run_trial, trial_folder
 from tlray.training.worker import local_worker
 
 NETWORK = BackboneConfig(id="timm/test_resnet", weights="none", input_size=32)
@@ -97,3 +101,38 @@ def test_a_model_that_is_no_longer_needed_is_freed_although_its_trace_points_to_
         assert model() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("strategy", ["gradual", "full"])
+def test_a_trial_killed_inside_an_epoch_goes_on_from_the_step_that_it_kept(
+    strategy: str, images: TrialImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"checkpoint_steps": 2, "batch_size": 4, "freeze_bn": False, "precision": "float16"}
+    trial = make_trial(strategy, **options)
+    undisturbed = train(trial, tmp_path / "whole", images)
+    assert undisturbed is not None
+
+    per_epoch = math.ceil(undisturbed.images_seen / trial.recipe.epochs / trial.recipe.batch_size)
+    steps: list[int] = []
+    step = loop.train_step
+
+    def killed_in_the_third_epoch(*arguments: Any, **keywords: Any) -> torch.Tensor:
+        steps.append(len(steps))
+        if len(steps) == 2 * per_epoch + 4:
+            raise KeyboardInterrupt
+        return step(*arguments, **keywords)
+
+    monkeypatch.setattr(loop, "train_step", killed_in_the_third_epoch)
+    folder = tmp_path / "stopped"
+    assert train(trial, folder, images) is None
+    done = trial_folder(str(folder), "t").load_progress()
+    assert (done.epoch, done.step) == (2, 2)
+    resumed = train(trial, folder, images)
+    assert resumed is not None
+    assert len(steps) == 4 * per_epoch + 2  # the one that was killed, and the one before it, which was not kept
+    differs = {"seconds": 0, "peak_memory_bytes": 0, "checkpoint": None}
+    assert resumed.model_copy(update=differs) == undisturbed.model_copy(update=differs)
+    ours = load_trained(trial, str(folder), images.num_classes).model.state_dict()
+    theirs = load_trained(trial, str(tmp_path / "whole"), images.num_classes).model.state_dict()
+    assert all(ours[key].equal(theirs[key]) for key in theirs)
+    assert not list(Path(folder).rglob("*-step-*"))

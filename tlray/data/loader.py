@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -40,13 +41,19 @@ class Batch:
     num_global: int  # images in the global batch, over all workers
 
 
+class TrainBatches(Protocol):
+    """An epoch's batches from number `first` on: those that an epoch from the start has at these places."""
+
+    def __call__(self, epoch: int, first: int = 0) -> Iterator[Batch]: ...
+
+
 @dataclass(frozen=True)
 class Streams:
     """The three splits as batches. Closing an iterator early ends its threads."""
 
     preprocessing: Preprocessing | None  # how images are normalised; None: activations, which are not
 
-    train: Callable[[int], Iterator[Batch]]  # by epoch; every worker gets equally many batches
+    train: TrainBatches  # every worker gets equally many batches
     val: Callable[[], Iterator[Batch]]
     test: Callable[[], Iterator[Batch]]
     num_train: int  # images, over all workers
@@ -78,9 +85,9 @@ def make_streams(
     batches = partial(_batches, input_size=preprocessing.input_size, num_threads=num_threads)
     share = slice(rank, None, world_size)
 
-    def train(epoch: int) -> Iterator[Batch]:
+    def train(epoch: int, first: int = 0) -> Iterator[Batch]:
         images = splits["train"]
-        steps = train_steps(len(images), batch_size, seed, epoch)
+        steps = train_steps(len(images), batch_size, seed, epoch)[first:]
         load_train = partial(load, augmentation=augmentation, seed=seed, epoch=epoch)
         return batches(load_train, images, [step[share] for step in steps], [len(step) for step in steps])
 

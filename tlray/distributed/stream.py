@@ -70,8 +70,8 @@ def ray_streams(
         num_threads=max(1, int(cpus)),
     )
 
-    def train(epoch: int) -> Iterator[Batch]:
-        return _batches(epoch_of(split="train", augmentation=augmentation, epoch=epoch), cpus)
+    def train(epoch: int, first: int = 0) -> Iterator[Batch]:
+        return _batches(epoch_of(split="train", augmentation=augmentation, epoch=epoch), cpus, first)
 
     def evaluation(split: Literal["val", "test"]) -> Iterator[Batch]:
         return _batches(epoch_of(split=split, augmentation="none", epoch=0), cpus)
@@ -87,15 +87,15 @@ def ray_streams(
     )
 
 
-def _batches(epoch: _Epoch, cpus: float) -> Iterator[Batch]:
+def _batches(epoch: _Epoch, cpus: float, first: int = 0) -> Iterator[Batch]:
     """One block of Ray Data's is one batch, or a part of it where Ray Data has cut a large one."""
     steps, num_global = _steps(epoch)
-    if not any(len(rows) for rows in steps):
-        yield from (_empty(epoch, count) for count in num_global)
+    if not any(len(rows) for rows in steps[first:]):
+        yield from (_empty(epoch, count) for count in num_global[first:])
         return
-    expected = 0  # the step whose batch comes next
+    expected = first  # the step whose batch comes next
     parts: list[dict[str, np.ndarray]] = []
-    for block in _blocks(epoch, len(steps), cpus):
+    for block in _blocks(epoch, first, len(steps), cpus):
         parts.append(block)
         step = int(block["step"][0])
         if sum(len(part["row"]) for part in parts) < len(steps[step]):
@@ -106,12 +106,12 @@ def _batches(epoch: _Epoch, cpus: float) -> Iterator[Batch]:
     yield from (_empty(epoch, count) for count in num_global[expected:])
 
 
-def _blocks(epoch: _Epoch, num_steps: int, cpus: float) -> Iterator[dict[str, np.ndarray]]:
+def _blocks(epoch: _Epoch, first: int, stop: int, cpus: float) -> Iterator[dict[str, np.ndarray]]:
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    numbers = ray.data.range(num_steps, override_num_blocks=num_steps)
-    decoded = numbers.map_batches(partial(_decoded, epoch=epoch), batch_size=None, num_cpus=cpus)
+    numbers = ray.data.range(stop - first, override_num_blocks=stop - first)
+    decoded = numbers.map_batches(partial(_decoded, epoch=epoch, first=first), batch_size=None, num_cpus=cpus)
     for block in decoded.iter_batches(batch_size=None, prefetch_batches=BATCHES_AHEAD):
         if block["error"][0]:
             raise DataError(block["error"][0])
@@ -131,12 +131,12 @@ def _joined(parts: list[dict[str, np.ndarray]], num_global: int) -> Batch:
     return Batch((pixels,), labels, rows, num_global)
 
 
-def _decoded(block: dict[str, np.ndarray], epoch: _Epoch) -> Iterator[dict[str, np.ndarray]]:
-    """Runs on any node: numbers of steps -> their images, decoded and transformed."""
+def _decoded(block: dict[str, np.ndarray], epoch: _Epoch, first: int) -> Iterator[dict[str, np.ndarray]]:
+    """Runs on any node: steps counted from `first` -> their images, decoded and transformed."""
     torch.set_num_threads(1)  # the threads are those that decode
     images = _load_run(epoch.run_uri).manifest.split(epoch.split)
     steps, _ = _steps(epoch)
-    for step in block["id"].tolist():
+    for step in (block["id"] + first).tolist():
         rows = steps[step].tolist()
         if not rows:
             continue

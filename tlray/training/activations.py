@@ -33,9 +33,9 @@ def activation_streams(
     def reader(view: int, split: str) -> ActivationReader:
         return store.reader(keys[view], [image.content_id for image in splits[split]])
 
-    def train(epoch: int) -> Iterator[Batch]:
+    def train(epoch: int, first: int = 0) -> Iterator[Batch]:
         images = splits["train"]
-        steps = train_steps(len(images), trial.recipe.batch_size, trial.seed, epoch)
+        steps = train_steps(len(images), trial.recipe.batch_size, trial.seed, epoch)[first:]
         counts = [len(step) for step in steps]
         return _batches(reader(epoch % len(keys), "train"), images, [step[share] for step in steps], counts)
 

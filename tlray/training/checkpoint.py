@@ -27,9 +27,10 @@ MODEL, OPTIMIZER = "model/", "optimizer/"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a trial is. `epoch` 0 means not started."""
+    """How far a trial is. `epoch` 0 means that no epoch is complete."""
 
     epoch: int = 0
+    step: int = 0  # batches of the next epoch that are trained already (midway.py)
     best_epoch: int = 0
     history: tuple[EpochMetrics, ...] = ()
     images_seen: int = 0  # training images, every epoch counted
@@ -48,6 +49,7 @@ class Progress:
         return replace(
             self,
             epoch=metrics.epoch,
+            step=0,
             best_epoch=metrics.epoch if better else self.best_epoch,
             history=(*self.history, metrics),
         )
@@ -76,21 +78,28 @@ class TrialFolder:
         uri = storage.join(self.uri, "progress.json")
         return parse_progress(json.loads(storage.read_text(uri))) if storage.exists(uri) else Progress()
 
-    def save(self, progress: Progress, tensors: dict[str, torch.Tensor], frozen_hash: str) -> None:
-        """Commit an epoch: its checkpoint, then the curve, then the progress; then drop what nothing names."""
-        self._commit(progress, progress.epoch, tensors, frozen_hash)
+    def save(self, progress: Progress, tensors: dict[str, torch.Tensor], frozen_hash: str) -> Progress:
+        """Commit an epoch: its checkpoint, then the curve, then the progress; then drop what nothing names.
+
+        Returns the progress that this one replaces.
+        """
+        return self._commit(progress, progress.epoch, tensors, frozen_hash)
 
     def save_best(self, progress: Progress, tensors: dict[str, torch.Tensor], frozen_hash: str) -> None:
         """Commit a training that has ended, with the checkpoint of its best epoch alone."""
         self._commit(progress, progress.best_epoch, tensors, frozen_hash)
 
-    def _commit(self, progress: Progress, epoch: int, tensors: dict[str, torch.Tensor], frozen_hash: str) -> None:
+    def _commit(self, progress: Progress, epoch: int, tensors: dict[str, torch.Tensor], frozen_hash: str) -> Progress:
         before = self.load_progress()
         write_tensors(self.checkpoint_uri(epoch), tensors, frozen_hash, epoch=str(epoch))
         self.save_history(progress)
-        storage.write_text(storage.join(self.uri, "progress.json"), json.dumps(asdict(progress), indent=1))
+        self.save_progress(progress)
         for old in {before.epoch, before.best_epoch} - {0, epoch, progress.best_epoch}:
             storage.delete(self.checkpoint_uri(old))
+        return before
+
+    def save_progress(self, progress: Progress) -> None:
+        storage.write_text(storage.join(self.uri, "progress.json"), json.dumps(asdict(progress), indent=1))
 
     def save_history(self, progress: Progress) -> None:
         rows = "".join(json.dumps(asdict(row)) + "\n" for row in progress.history)

@@ -26,6 +26,7 @@ from tlray.freeze import blocks_by_epoch, freeze, hash_tensors, parameter_groups
 from tlray.training.checkpoint import Progress, TrialFolder, pack, unpack_model, unpack_optimizer
 from tlray.training.epoch import EpochMetrics, Report
 from tlray.training.metrics import ClassificationSums, Scores
+from tlray.training.midway import MidwayFolder, at_step
 from tlray.training.optim import make_optimizer, rate_factor, set_rate
 from tlray.training.step import eval_step, train_step
 from tlray.training.worker import Worker
@@ -62,13 +63,16 @@ def fit(
     optimizer = make_optimizer(parameter_groups(backbone), recipe)
     scaler = torch.amp.GradScaler(worker.device.type) if recipe.precision == "float16" else None
     frozen_hash = hash_tensors(backbone.model, thaw.frozen_keys)
+    midway = MidwayFolder(folder, worker, frozen_hash)
     progress = folder.load_progress()
-    if progress.epoch > 0:
+    if progress.step > 0:
+        midway.load(progress, backbone.model, optimizer)
+    elif progress.epoch > 0:
         tensors = folder.load_tensors(progress.epoch, frozen_hash)
         unpack_model(backbone.model, tensors)
         unpack_optimizer(optimizer, tensors)
-        if scaler is not None:
-            scaler.load_state_dict(progress.scaler)
+    if scaler is not None and progress.scaler:
+        scaler.load_state_dict(progress.scaler)
 
     feed, model, wrapped_for = None, backbone.model, -1
     while not is_done(progress, recipe):
@@ -83,7 +87,15 @@ def fit(
         assert feed is not None, "an epoch has at least no trainable blocks, which is more than -1"
         streams = feed.streams
         train_mode(backbone, trainable_blocks, recipe.freeze_bn)
-        train_loss = _train_epoch(model, streams, optimizer, scaler, recipe, worker, epoch)
+        begun = progress
+
+        def keep(step: int, loss_sum: torch.Tensor, begun: Progress = begun, started: float = started) -> None:
+            here = at_step(begun, step, time.perf_counter() - started, scaler)
+            midway.save(here, loss_sum, backbone.model, optimizer, thaw.changing_keys)
+
+        loss_sum = midway.restore_worker(progress, backbone.model) if progress.step else None
+        start = _Start(epoch, progress.step, loss_sum)
+        train_loss = _train_epoch(model, streams, optimizer, scaler, recipe, worker, start, keep)
         _average_buffers(backbone.model, worker)
         trained = time.perf_counter()
         backbone.model.eval()
@@ -110,7 +122,8 @@ def fit(
             scaler=scaler.state_dict() if scaler is not None else {},
         )
         if worker.leads:
-            folder.save(progress, pack(backbone.model, optimizer, thaw.changing_keys), frozen_hash)
+            before = folder.save(progress, pack(backbone.model, optimizer, thaw.changing_keys), frozen_hash)
+            midway.clear(before)
         report(metrics)
     return progress
 
@@ -154,6 +167,15 @@ def evaluate(
     return sums.result()
 
 
+@dataclass(frozen=True)
+class _Start:
+    """Where the training of an epoch begins: in its middle where a kill interrupted it."""
+
+    epoch: int
+    step: int  # batches that are trained already
+    loss_sum: torch.Tensor | None  # over their images
+
+
 def _train_epoch(
     model: nn.Module,
     streams: Streams,
@@ -161,14 +183,21 @@ def _train_epoch(
     scaler: torch.amp.GradScaler | None,
     recipe: Recipe,
     worker: Worker,
-    epoch: int,
+    start: _Start,
+    keep: Callable[[int, torch.Tensor], None],
 ) -> float:
-    """One pass over the training images -> mean training loss; TrialError when it is no longer a number."""
+    """One pass over the training images -> mean training loss; TrialError when it is no longer a number.
+
+    `keep` is called between batches, every `checkpoint_steps`, with the number of batches trained and the sum of their
+    losses.
+    """
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing, reduction="sum")
     steps_per_epoch = math.ceil(streams.num_train / recipe.batch_size)
-    loss_sum = torch.zeros((), device=worker.device)
-    for index, batch in enumerate(streams.train(epoch)):
-        step = (epoch - 1) * steps_per_epoch + index
+    loss_sum = torch.zeros((), device=worker.device) if start.loss_sum is None else start.loss_sum
+    for index, batch in enumerate(streams.train(start.epoch, start.step), start=start.step):
+        if index > start.step and index % recipe.checkpoint_steps == 0:
+            keep(index, loss_sum)
+        step = (start.epoch - 1) * steps_per_epoch + index
         set_rate(optimizer, rate_factor(step, steps_per_epoch=steps_per_epoch, recipe=recipe))
         loss_sum += train_step(
             model,
@@ -183,7 +212,7 @@ def _train_epoch(
         )
     train_loss = float(worker.sum_across(loss_sum.double().cpu())) / streams.num_train
     if not math.isfinite(train_loss):
-        raise TrialError(divergence(train_loss, epoch, recipe))
+        raise TrialError(divergence(train_loss, start.epoch, recipe))
     return train_loss
 
 

@@ -1,9 +1,15 @@
 """Pixels -> a backbone's input. One image is (3, height, width) uint8 from decoding until the batch is normalised.
 
-    image = train_transform(image, preprocessing, "standard", generator)
+    pixels = decode(data, needed_size((height, width), preprocessing, "standard"))
+    image = train_transform(torch.from_numpy(pixels).permute(2, 0, 1), preprocessing, "standard", generator)
     inputs = normalise(torch.stack(images), preprocessing)
 
 What is done at evaluation is what the weights' own library does, to within a few of 256 grey levels.
+
+Hand over what decoding gives as it is: its pixels lie channels last, which is what torch's resize of uint8 is fast for.
+A 500x375 image to 256 takes 0.30 ms of CPU so, and 0.57 ms where `.contiguous()` came first; the pixels are the same.
+Cropping before the resize instead of after it saves nothing, as the crop has to be copied. The result lies channels last
+too: copied into a batch that does, it costs 0.007 ms, into one that does not, 0.045 ms.
 """
 
 import math
@@ -42,6 +48,21 @@ def train_transform(
     return _random_flip(image, generator)
 
 
+def needed_size(image_size: tuple[int, int], p: Preprocessing, augmentation: str) -> tuple[int, int] | None:
+    """(height, width) of an image as shown -> the size below which the transforms would have to enlarge it.
+
+    It is what to ask `decode` for. None: the whole image, as for "nearest", which would pick other pixels.
+    """
+    if p.interpolation == "nearest":
+        return None
+    height, width = image_size
+    if augmentation != "standard":
+        return _resized(height, width, p)
+    smallest = math.sqrt(CROP_AREA[0] * height * width * CROP_RATIO[0])  # the short side of the narrowest crop
+    crop_height, crop_width = min(smallest, height), min(smallest, width)
+    return math.ceil(height * p.input_size[0] / crop_height), math.ceil(width * p.input_size[1] / crop_width)
+
+
 def normalise(images: torch.Tensor, p: Preprocessing) -> torch.Tensor:
     """(B, 3, H, W) uint8 -> float32 of the range that the backbone was trained on, on the same device."""
     mean = torch.tensor(p.mean, device=images.device).view(3, 1, 1)
@@ -51,14 +72,20 @@ def normalise(images: torch.Tensor, p: Preprocessing) -> torch.Tensor:
 
 def _resize(image: torch.Tensor, p: Preprocessing) -> torch.Tensor:
     height, width = image.shape[-2:]
+    size = _resized(height, width, p)
+    return F.resize(image, list(size), interpolation=InterpolationMode(p.interpolation), antialias=True)
+
+
+def _resized(height: int, width: int, p: Preprocessing) -> tuple[int, int]:
+    """The size that an image has between the resize and the crop of the evaluation."""
     if p.crop_mode == "squash":
-        size = [p.resize, p.resize]
-    elif p.crop_mode == "border":  # the long side
+        return p.resize, p.resize
+    if p.crop_mode == "border":  # the long side
         scale = p.resize / max(height, width)
-        size = [max(1, round(height * scale)), max(1, round(width * scale))]
-    else:  # the short side
-        size = [p.resize]
-    return F.resize(image, size, interpolation=InterpolationMode(p.interpolation), antialias=True)
+        return max(1, round(height * scale)), max(1, round(width * scale))
+    if height <= width:  # the short side, as torchvision rounds
+        return p.resize, int(p.resize * width / height)
+    return int(p.resize * height / width), p.resize
 
 
 def _pad(image: torch.Tensor, size: tuple[int, int], p: Preprocessing, mode: str = "constant") -> torch.Tensor:

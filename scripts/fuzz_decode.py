@@ -1,0 +1,179 @@
+"""Damages image files at random and decodes them: nothing may crash, hang, take too much memory or raise anything odd.
+
+python -m scripts.fuzz_decode --count 100000 --seed 0        from the repository's root; some minutes
+python -m scripts.fuzz_decode --count 1 --first 4711 --keep folder      one file again, kept in a folder
+
+File number n of a seed is always the same: one of the odd files of tests/hostile_images.py, or of a large JPEG, with a
+few changes. A child process decodes it whole and with `at_least`, and checks it; the three must agree. The child may
+take MEMORY beyond what it starts with, and SECONDS for a file. Prints what came of the files, and exits with 1 where
+anything failed.
+"""
+
+import argparse
+import io
+import json
+import os
+import random
+import resource
+import selectors
+import subprocess
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from tests.hostile_images import every_case, picture
+from tlray.data.decode import MAX_PIXELS, BadImageError, check, decode
+
+ROOT = Path(__file__).parent.parent
+MEMORY = 32 * MAX_PIXELS  # bytes: what the largest image allowed takes in the worst of its formats, 2.7 GiB
+SECONDS = 30
+AT_LEAST = (100, 100)
+EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+GOOD = ("image", "bad image")  # outcomes; the others are failures
+ENOUGH = 20  # failures, after which nothing new is learnt
+
+
+def originals() -> list[bytes]:
+    """What is damaged; the large ones are those that `at_least` reduces."""
+    large = Image.fromarray(picture(1000, 1100))
+    files = [case.data for case in every_case() if case.pixels is not None]
+    for options in ({}, {"progressive": True}):
+        buffer = io.BytesIO()
+        large.save(buffer, "JPEG", quality=20, **options)
+        files.append(buffer.getvalue())
+    return files
+
+
+def damaged(files: list[bytes], seed: int, number: int) -> bytes:
+    """File `number` of `seed`."""
+    choice = random.Random(f"{seed}/{number}")
+    data = bytearray(choice.choice(files))
+    for _ in range(choice.choice((1, 1, 1, 2, 3, 8))):
+        _change(data, files, choice)
+    return bytes(data)
+
+
+def _change(data: bytearray, files: list[bytes], choice: random.Random) -> None:
+    """One change; half of them near the start, where formats keep their sizes and tables."""
+    end = len(data) if choice.random() < 0.5 else min(len(data), 200)
+    at = choice.randrange(end) if end else 0
+    kind = choice.choices(range(7), (6, 6, 4, 2, 2, 2, 1))[0]
+    if kind == 0 and data:
+        data[at] = choice.randrange(256)
+    elif kind == 1 and data:
+        data[at] ^= 1 << choice.randrange(8)
+    elif kind == 2:
+        width = choice.choice((1, 2, 4))
+        value = choice.choice(EXTREMES) % 256**width
+        data[at : at + width] = value.to_bytes(width, choice.choice(("little", "big")))
+    elif kind == 3:
+        del data[at : at + choice.randrange(1, 40)]
+    elif kind == 4:
+        data[at:at] = choice.randbytes(choice.randrange(1, 40))
+    elif kind == 5:
+        other = choice.choice(files)
+        start = choice.randrange(len(other))
+        data[at : at + choice.randrange(1, 200)] = other[start : start + choice.randrange(1, 200)]
+    else:
+        del data[choice.randrange(len(data) + 1) :]
+
+
+def outcome(data: bytes) -> str:
+    """What decoding makes of it: one of GOOD, or what is wrong."""
+    results: list[object] = []
+    try:
+        for way in (lambda: decode(data).shape[:2], lambda: check(data), lambda: decode(data, AT_LEAST).shape[:2]):
+            try:
+                results.append(way())
+            except BadImageError as error:
+                results.append(error.reason)
+    except MemoryError:
+        return "too much memory"
+    except BaseException as error:
+        return f"raised {type(error).__name__}: {error}".replace("\n", " ")
+    whole, checked, reduced = results
+    if whole != checked or isinstance(whole, str) != isinstance(reduced, str):
+        return f"decode and check differ: {results}".replace("\n", " ")
+    return "bad image" if isinstance(whole, str) else "image"
+
+
+def child(seed: int, first: int, stop: int) -> None:
+    """Decode files first..stop, a line on standard output for each."""
+    warnings.simplefilter("ignore")  # Pillow's, of odd metadata
+    files = originals()
+    for data in files:
+        outcome(data)  # loads what is loaded late
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # libtiff's word on each
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    for number in range(first, stop):
+        os.write(sys.stdout.fileno(), (outcome(damaged(files, seed, number)) + "\n").encode(errors="replace"))
+
+
+def outcomes(seed: int, first: int, stop: int) -> Iterator[tuple[int, str]]:
+    """Each file's number and outcome; a child that ends or hangs is an outcome too, and the next goes on after it."""
+    while first < stop:
+        command = [sys.executable, "-m", "scripts.fuzz_decode", "--child", f"{seed}", f"{first}", f"{stop}"]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+            for line in _lines(process):
+                yield first, line
+                first += 1
+            if first < stop:
+                hangs = process.poll() is None
+                process.kill()
+                yield first, f"took more than {SECONDS} s" if hangs else f"ended the process ({process.wait()})"
+                first += 1
+
+
+def _lines(process: subprocess.Popen[bytes]) -> Iterator[str]:
+    """The lines that it writes, until it ends or has been silent for too long."""
+    assert process.stdout is not None
+    rest = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while selector.select(SECONDS):
+            part = os.read(process.stdout.fileno(), 65536)
+            if not part:
+                process.wait()
+                return
+            *lines, rest = (rest + part).split(b"\n")
+            yield from (line.decode(errors="replace") for line in lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Decode randomly damaged image files")
+    parser.add_argument("--count", type=int, default=1000, help="how many files")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="number of the first file")
+    parser.add_argument("--keep", type=Path, help="folder to write files to that fail; with --count 1, the file")
+    parser.add_argument("--child", type=int, nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(*arguments.child)
+        return 0
+
+    files = originals()
+    seen: Counter[str] = Counter()
+    started = time.monotonic()
+    for number, result in outcomes(arguments.seed, arguments.first, arguments.first + arguments.count):
+        seen[result if result in GOOD else "failed"] += 1
+        if result not in GOOD:
+            print(f"file {number} of seed {arguments.seed}: {result}", flush=True)
+        if arguments.keep and (result not in GOOD or arguments.count == 1):
+            arguments.keep.mkdir(parents=True, exist_ok=True)
+            (arguments.keep / f"{arguments.seed}-{number}").write_bytes(damaged(files, arguments.seed, number))
+        if seen["failed"] == ENOUGH:
+            print(f"stopped after {ENOUGH} failures")
+            break
+    print(json.dumps({**seen, "count": seen.total(), "seconds": round(time.monotonic() - started, 1)}))
+    return 1 if seen["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

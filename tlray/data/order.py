@@ -5,15 +5,33 @@ steps = train_steps(num_images, batch_size, seed, epoch)      # rows of the trai
 
 import hashlib
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 
-def train_steps(num_images: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """A permutation of the images in ceil(num_images / batch_size) global batches as equal as they can be."""
-    num_steps = math.ceil(num_images / batch_size)
-    return np.array_split(_permutation(num_images, seed, epoch), max(1, num_steps))
+@dataclass(frozen=True)
+class Windows:
+    """For images in more shards than a node holds: an epoch goes through a few shards at a time, in random order."""
+
+    shard_of: np.ndarray  # (num_images,) number of the shard that holds each row
+    shards_at_once: int
+
+
+def train_steps(
+    num_images: int, batch_size: int, seed: int, epoch: int, windows: Windows | None = None
+) -> list[np.ndarray]:
+    """A permutation of the images in ceil(num_images / batch_size) global batches as equal as they can be.
+
+    With `windows` the shards are permuted first, and the images within as many of them as are open at once.
+    """
+    order = _permutation(num_images, seed, epoch)
+    if windows is not None:
+        shards = _permutation(int(windows.shard_of.max(initial=-1)) + 1, seed, epoch)
+        window = np.argsort(shards)[windows.shard_of] // windows.shards_at_once
+        order = order[np.argsort(window[order], kind="stable")]
+    return np.array_split(order, max(1, math.ceil(num_images / batch_size)))
 
 
 def evaluation_steps(

@@ -1,5 +1,6 @@
 """Shards and index entries that are not what was written: found, taken out of the index, computed anew."""
 
+import hashlib
 import json
 import mmap
 import os
@@ -12,7 +13,6 @@ import pytest
 import torch
 from activation_samples import KEY, flip_byte, image_ids, values_of
 
-from tlray.activations import shard as shard_module
 from tlray.activations.errors import DamagedShardError
 from tlray.activations.shard import MAPS
 from tlray.activations.store import ActivationStore
@@ -131,8 +131,8 @@ def test_a_file_is_verified_once_by_a_process_and_again_when_it_changes(
     store: ActivationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed = []
-    digest = shard_module.hashlib.file_digest
-    monkeypatch.setattr(shard_module.hashlib, "file_digest", lambda *args: hashed.append(1) or digest(*args))
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *args: hashed.append(1) or digest(*args))
     write(store, IDS)
     for _ in range(3):
         reader = open_store(tmp_path).reader(KEY, IDS)

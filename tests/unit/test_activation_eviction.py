@@ -12,10 +12,10 @@ import pytest
 from activation_samples import image_ids, sample_key, start_python, values_of
 
 from tlray import storage
-from tlray.activations import eviction, lease
 from tlray.activations.shard import MAPS
 from tlray.activations.store import ActivationStore
 from tlray.errors import StorageError
+from tlray.stores import eviction, lease
 
 KEYS = [sample_key(view=view) for view in range(4)]
 IDS = image_ids(4)
@@ -25,6 +25,7 @@ HOLD_A_LEASE = """
 import sys
 from activation_samples import sample_key
 from tlray.activations.store import ActivationStore
+from tlray.stores import eviction, lease
 store = ActivationStore(sys.argv[1], cache="")
 with store.lease("killed", [sample_key(view=0)]):
     print("held", flush=True)

@@ -16,11 +16,11 @@ import json, sys
 import numpy as np
 import torch
 from activation_samples import KEY, image_ids
-from tlray.activations import shard
+from tlray.stores import maps
 from tlray.activations.store import ActivationStore
 
 uri, num_images, release, order = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-shard.RELEASE_BYTES = release
+maps.RELEASE_BYTES = release
 
 def resident():
     fields = dict(line.split(":", 1) for line in open("/proc/self/status"))

@@ -14,11 +14,11 @@ import torch
 from activation_samples import KEY, image_ids, sample_key, values_of
 
 from tlray import storage
-from tlray.activations import shard as shard_module
 from tlray.activations.errors import ActivationError
 from tlray.activations.shard import MAPS
 from tlray.activations.store import ActivationStore
 from tlray.errors import StorageError
+from tlray.stores import maps
 
 IDS = image_ids(40)
 FOLDER = f"activations/{KEY.digest}"
@@ -73,8 +73,8 @@ def test_what_is_read_is_a_copy_that_may_be_changed(store: ActivationStore) -> N
 
 
 def test_threads_may_share_a_reader(store: ActivationStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_module, "MAX_OPEN_MAPS", 3)
-    monkeypatch.setattr(shard_module, "RELEASE_BYTES", 1000)
+    monkeypatch.setattr(MAPS, "max_maps", 3)
+    monkeypatch.setattr(maps, "RELEASE_BYTES", 1000)
     for start in range(0, 40, 4):
         write(store, IDS[start : start + 4])
     reader = store.reader(KEY, IDS)
@@ -203,7 +203,7 @@ def test_what_others_leave_in_the_folders_is_ignored(store: ActivationStore, tmp
 
 
 def test_only_so_many_shards_are_open_at_once(store: ActivationStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_module, "MAX_OPEN_MAPS", 5)
+    monkeypatch.setattr(MAPS, "max_maps", 5)
     for one in IDS:
         write(store, [one])
     reader = store.reader(KEY, IDS)

@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "search_space": {"config"},
     # backbones
     "storage": set(),
+    "stores": {"storage"},
     "catalogue": set(),
     "blocks": set(),
     "weights": {"storage", "catalogue", "config"},
@@ -33,10 +34,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "split": {"blocks", "backbone", "liveness"},
     "fold": {"split"},
     # images
-    "data": {"config", "storage", "catalogue"},
+    "data": {"config", "storage", "stores", "catalogue"},
     "demo_data": {"config", "storage", "data", "backbone", "training"},
     # frozen work
-    "activations": {"config", "storage", "catalogue", "backbone", "freeze", "split", "fold", "data"},
+    "activations": {"config", "storage", "stores", "catalogue", "backbone", "freeze", "split", "fold", "data"},
     # what is decided before a run
     "plan": {"config", "storage", "data", "activations"},
     "prepare": {"config", "config_file", "search_space", "storage", "data", "plan"},

@@ -104,6 +104,11 @@ def pack_ids(content_ids: Sequence[str]) -> bytes:
     return packed
 
 
+def entry_name(shard_id: str) -> str:
+    """Of the file that makes a shard visible."""
+    return f"{shard_id}.json"
+
+
 def shard_id(content_ids: Iterable[str]) -> str:
     """32 hexadecimal digits: the same for the same images in any order."""
     return hashlib.sha256("\n".join(sorted(content_ids)).encode()).hexdigest()[:32]
@@ -121,7 +126,7 @@ def parse_entry(name: str, data: bytes, key: ActivationKey) -> ShardEntry | None
         fields["shapes"] = tuple(tuple(map(int, shape)) for shape in fields["shapes"])
         entry = ShardEntry(**fields, digests=pack_ids(content_ids))
         sound = (
-            f"{entry.id}.json" == name
+            entry_name(entry.id) == name
             and entry.id == shard_id(content_ids)
             and FILE_NAME.fullmatch(entry.file)  # never a path that leads elsewhere
             and SHA256.fullmatch(entry.sha256)

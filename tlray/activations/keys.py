@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-DIGEST_LENGTH = 32  # hexadecimal digits
+from tlray.stores.folder import DIGEST_LENGTH
 
 
 @dataclass(frozen=True, kw_only=True)

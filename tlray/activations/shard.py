@@ -5,31 +5,25 @@
         mapped = map_shard(file, shard)                   # ShardMismatch: not what the index says
     mapped.values[0][rows]                                # (len(rows), 512), a copy
 
-Pages of a map that were read count as this process's memory until they are given back; the page cache keeps them, for
-all processes of the node. MAPS bounds both, how many maps are open and how much of them stays resident.
+MAPS bounds how many maps are open and how much of them stays resident.
 """
 
-import hashlib
 import json
 import math
 import mmap
 import os
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from io import BufferedReader
 
 import numpy as np
 
 from tlray.activations.index import Shard
+from tlray.stores.checksums import is_sound
+from tlray.stores.maps import LARGEST_PAGE, OpenMaps
 
 MAX_OPEN_MAPS = 256  # of a process; each costs a file descriptor, of which there may be 1024
-RELEASE_BYTES = 64 * 2**20  # resident, over all maps, before the pages are given back
-LARGEST_PAGE = 2 * 2**20  # what one access may make resident, where the system keeps the file in large pages
 MAX_HEADER = 2**20
 SAFETENSORS_NAMES = {"float16": "F16", "float32": "F32"}
-
-_verified: set[tuple[int, int, int, int, str]] = set()  # files of this process: see `is_sound`
 
 
 class ShardMismatch(Exception):
@@ -48,20 +42,6 @@ def serialise(values: Sequence[np.ndarray]) -> bytes:
     text += b" " * (-len(text) % 8)  # the format wants the tensors aligned
     little = [np.ascontiguousarray(value, value.dtype.newbyteorder("<")) for value in values]
     return b"".join([len(text).to_bytes(8, "little"), text, *(value.data.cast("B") for value in little)])
-
-
-def is_sound(file: BufferedReader, size: int, sha256: str) -> bool:
-    """Whether the file has this size and checksum; read once for each process, unless it changes."""
-    status = os.fstat(file.fileno())
-    if status.st_size != size:
-        return False
-    identity = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, sha256)
-    if identity not in _verified:
-        file.seek(0)
-        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:  # in pieces, not through a map
-            return False
-        _verified.add(identity)
-    return True
 
 
 class ShardMap:
@@ -128,50 +108,4 @@ def _read_offsets(descriptor: int, shard: Shard) -> list[int]:
     return offsets
 
 
-class OpenMaps:
-    """The maps of a process, shared by its readers and threads: at most MAX_OPEN_MAPS, those used last."""
-
-    def __init__(self) -> None:
-        self._maps: OrderedDict[str, ShardMap] = OrderedDict()
-        self._num_resident = 0
-        self._lock = threading.Lock()
-
-    def get(self, path: str, opened: Callable[[], ShardMap]) -> ShardMap:
-        """The map of a file, opened where it is not; whoever uses it holds on to what is returned, so it stays open."""
-        with self._lock:
-            found = self._maps.get(path)
-            if found is not None:
-                self._maps.move_to_end(path)
-                return found
-        found = opened()  # without the lock: it may be a download, and several may go on at once
-        with self._lock:
-            self._maps.setdefault(path, found)
-            while len(self._maps) > MAX_OPEN_MAPS:
-                _, oldest = self._maps.popitem(last=False)
-                self._num_resident -= oldest.num_resident
-        return found
-
-    def holds(self, path: str) -> bool:
-        with self._lock:
-            return path in self._maps
-
-    def touch(self, path: str, num_rows: int, row_bytes: int) -> None:
-        """Note that rows of a map were read, and give all pages back when they have become too many."""
-        with self._lock:
-            if path in self._maps:
-                self._num_resident += self._maps[path].touch(num_rows, row_bytes)
-            if self._num_resident > RELEASE_BYTES:
-                for one in self._maps.values():
-                    one.release()
-                self._num_resident = 0
-
-    def drop(self, paths: Iterable[str] | None = None) -> None:
-        """Let go of some maps, or of all; a reader that needs one again opens it again."""
-        with self._lock:
-            for path in list(self._maps) if paths is None else paths:
-                dropped = self._maps.pop(path, None)
-                if dropped is not None:
-                    self._num_resident -= dropped.num_resident
-
-
-MAPS = OpenMaps()
+MAPS: OpenMaps[ShardMap] = OpenMaps(MAX_OPEN_MAPS)

@@ -7,14 +7,13 @@
         (batch,) = reader.read(np.arange(32))                            # (32, 512) float16
 
 A shard is written under a name of its own, then its index entry with a conditional put: that makes it visible, whole,
-and once. What a killed writer leaves is a data object that no entry names. Layout: folder.py; eviction: eviction.py.
+and once. What a killed writer leaves is a data object that no entry names. Layout and eviction: tlray/stores.
 """
 
 import hashlib
 import json
 import secrets
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -24,16 +23,14 @@ from pathlib import Path
 import numpy as np
 
 from tlray import storage
-from tlray.activations import eviction, lease
 from tlray.activations.errors import ActivationError, DamagedShardError
-from tlray.activations.eviction import KeyUsage
-from tlray.activations.folder import KeyFolder, for_each, list_or_none, name_of, read_or_none
 from tlray.activations.index import (
     ENTRY_NAME,
     ActivationIndex,
     Shard,
     ShardEntry,
     entry_json,
+    entry_name,
     odd_ones,
     pack_ids,
     parse_entry,
@@ -43,8 +40,11 @@ from tlray.activations.keys import ActivationKey
 from tlray.activations.local_cache import LocalCache
 from tlray.activations.reader import ActivationReader
 from tlray.activations.shard import ShardMap, ShardMismatch, map_shard, serialise
+from tlray.stores import eviction, lease
+from tlray.stores.eviction import Usage
+from tlray.stores.folder import ShardFolder, for_each, list_or_none, name_of, read_or_none, used_now
 
-__all__ = ["ActivationIndex", "ActivationReader", "ActivationStore", "KeyUsage"]
+__all__ = ["ActivationIndex", "ActivationReader", "ActivationStore", "Usage"]
 
 REMEMBERED_IMAGES = 2_000_000  # in indexes that are kept in memory, at 100 bytes each
 CHECKED_AT_ONCE = 2**20  # numbers
@@ -76,20 +76,20 @@ class ActivationStore:
             versions, known = self._indexes.get(key.digest, ({}, ActivationIndex(())))
         if versions == listed:
             return known
-        kept = {folder.entry(entry.id): entry for entry in known.entries}
+        kept = {folder.entry(entry_name(entry.id)): entry for entry in known.entries}
         kept = {uri: entry for uri, entry in kept.items() if versions.get(uri) == listed.get(uri)}
         read = for_each(partial(self._read_entry, key), [uri for uri in listed if uri not in kept], remote=self._remote)
         entries = [*kept.values(), *(entry for entry in read if entry is not None)]
         odd = odd_ones(entries)
         for_each(partial(self._remove_entry, key), odd, remote=self._remote)
         index = ActivationIndex(entry for entry in entries if entry not in odd)
-        sound = {folder.entry(entry.id) for entry in index.entries}
+        sound = {folder.entry(entry_name(entry.id)) for entry in index.entries}
         self._remember(key, {uri: version for uri, version in listed.items() if uri in sound}, index)
         return index
 
     def has_shard(self, key: ActivationKey, content_ids: Iterable[str]) -> bool:
         """Whether there is a shard of exactly these images."""
-        return storage.exists(self._folder(key).entry(shard_id(content_ids)))
+        return storage.exists(self._folder(key).entry(entry_name(shard_id(content_ids))))
 
     def missing(self, key: ActivationKey, content_ids: Sequence[str]) -> list[str]:
         """Those of the images that no shard holds, in the order given."""
@@ -98,9 +98,9 @@ class ActivationStore:
 
     def total_bytes(self) -> int:
         """Of all files of the store."""
-        return sum(file.size for files in eviction.files_by_key(self.uri).values() for file in files)
+        return sum(file.size for files in eviction.files_by_digest(self.uri).values() for file in files)
 
-    def usage(self) -> dict[str, KeyUsage]:
+    def usage(self) -> dict[str, Usage]:
         """By the digest of the key."""
         return eviction.usage(self.uri)
 
@@ -115,7 +115,7 @@ class ActivationStore:
         """
         _check(key, content_ids, values)
         folder, name = self._folder(key), shard_id(content_ids)
-        if storage.exists(folder.entry(name)):
+        if storage.exists(folder.entry(entry_name(name))):
             return False
         if storage.create_exclusive(folder.spec, json.dumps(key.spec(), indent=1).encode()):
             self.touch(key)
@@ -132,7 +132,7 @@ class ActivationStore:
         )
         storage.write_bytes(folder.data(shard.file), data)
         # an error here leaves the data alone: the entry may have been made all the same
-        first = storage.create_exclusive(folder.entry(name), entry_json(shard, content_ids))
+        first = storage.create_exclusive(folder.entry(entry_name(name)), entry_json(shard, content_ids))
         if not first:
             storage.delete(folder.data(shard.file))
         return first
@@ -152,7 +152,7 @@ class ActivationStore:
 
     def touch(self, key: ActivationKey) -> None:
         """Mark the key as used now."""
-        storage.write_text(self._folder(key).used, json.dumps({"used": time.time()}))
+        storage.write_text(self._folder(key).used, used_now())
 
     def make_room(self, num_bytes: int, keep: Collection[str] = ()) -> bool:
         """Evict what was not used for longest until `num_bytes` more fit; False when leases, and the digests in `keep`,
@@ -161,8 +161,8 @@ class ActivationStore:
 
     # --- inside
 
-    def _folder(self, key: ActivationKey) -> KeyFolder:
-        return KeyFolder(storage.join(self.uri, key.digest))
+    def _folder(self, key: ActivationKey) -> ShardFolder:
+        return ShardFolder(storage.join(self.uri, key.digest))
 
     def _read_entry(self, key: ActivationKey, uri: str) -> ShardEntry | None:
         data = read_or_none(uri)
@@ -173,7 +173,7 @@ class ActivationStore:
 
     def _remove_entry(self, key: ActivationKey, shard: Shard) -> None:
         """Take a shard out of the index, but not one that was computed anew in the meantime."""
-        uri = self._folder(key).entry(shard.id)
+        uri = self._folder(key).entry(entry_name(shard.id))
         if shard.file.encode() in (read_or_none(uri) or b""):
             storage.delete(uri)
 

@@ -1,4 +1,4 @@
-"""Leases: while a run reads or writes a key, nobody evicts it; when the run dies, its leases run out by themselves.
+"""Leases: while a run uses a collection of shards, nobody evicts it; when the run dies, its leases run out by themselves.
 
     with lease("run-7", [folder, …]):                       # renewed by a thread
         …
@@ -17,15 +17,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from tlray import storage
-from tlray.activations.folder import KeyFolder, for_each, list_or_none, read_or_none
 from tlray.errors import StorageError
+from tlray.stores.folder import ShardFolder, for_each, list_or_none, read_or_none
 
-LEASE_SECONDS = 15 * 60.0  # a dead run protects its keys that long; clocks may differ by less
+LEASE_SECONDS = 15 * 60.0  # a dead run protects what it used that long; clocks may differ by less
 RENEW_SECONDS = 60.0
 
 
 @contextmanager
-def lease(run_id: str, folders: Sequence[KeyFolder]) -> Iterator[None]:
+def lease(run_id: str, folders: Sequence[ShardFolder]) -> Iterator[None]:
     """Hold a lease on each folder until the block ends. StorageError when it cannot be taken in the first place."""
     name = f"{re.sub('[^A-Za-z0-9_-]', '_', run_id)}.{secrets.token_hex(4)}.json"
     uris = [storage.join(folder.leases, name) for folder in dict.fromkeys(folders)]
@@ -54,7 +54,7 @@ def lease(run_id: str, folders: Sequence[KeyFolder]) -> Iterator[None]:
         for_each(_give_back, uris, remote=remote)
 
 
-def holders(folder: KeyFolder) -> tuple[str, ...]:
+def holders(folder: ShardFolder) -> tuple[str, ...]:
     """The runs whose leases have not expired, sorted. A lease that cannot be read does not count."""
     uris = [file.uri for file in list_or_none(folder.leases) if file.uri.endswith(".json")]
     found = for_each(_holder, uris, remote=storage.is_remote(folder.uri))

@@ -1,15 +1,19 @@
-"""Where the parts of one key lie in a store, and how many files are handled at once.
+"""Where the parts of one collection of shards lie in a store, and how many files are handled at once.
 
-    folder = KeyFolder(storage.join(store_uri, key.digest))
-    folder.entry("4be1…")                                   # …/index/4be1….json
+    folder = ShardFolder(storage.join(store_uri, digest))
+    folder.entry("4be1….json")                              # …/index/4be1….json
 
-<digest>/spec.json                  what the key is, for people
+<digest>/spec.json                  what the collection is, for people
 <digest>/used.json                  when it was last used
-<digest>/index/<shard id>.json      written last: makes a shard visible
-<digest>/shards/<shard id>-<random>.safetensors
+<digest>/index/<shard id>….…        written last: makes a shard visible
+<digest>/shards/<shard id>-….…
 <digest>/leases/<run>.<random>.json
+
+What the files of index and shards are called beyond the shard's id, and what is in them, is the store's own business.
 """
 
+import json
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,14 +22,15 @@ from typing import TypeVar
 from tlray import storage
 
 REQUESTS_AT_ONCE = 16  # to a remote store
+DIGEST_LENGTH = 32  # hexadecimal digits: what the folder of a collection is called
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class KeyFolder:
-    """The folder of one key."""
+class ShardFolder:
+    """The folder of one collection."""
 
     uri: str
 
@@ -49,11 +54,16 @@ class KeyFolder:
     def leases(self) -> str:
         return storage.join(self.uri, "leases")
 
-    def entry(self, shard_id: str) -> str:
-        return storage.join(self.index, f"{shard_id}.json")
+    def entry(self, file: str) -> str:
+        return storage.join(self.index, file)
 
     def data(self, file: str) -> str:
         return storage.join(self.shards, file)
+
+
+def used_now() -> str:
+    """What `used.json` holds once it is written."""
+    return json.dumps({"used": time.time()})
 
 
 def name_of(uri: str) -> str:

@@ -12,9 +12,18 @@ import torchvision
 from PIL import Image, ImageFilter
 from torchvision.transforms import v2
 from torchvision.transforms.functional import pil_to_tensor
+from torchvision.transforms.v2 import functional as F
 
 from tlray.catalogue import CropMode, Preprocessing, default_preprocessing
-from tlray.data.transforms import CROP_AREA, CROP_RATIO, _random_box, eval_transform, normalise, train_transform
+from tlray.data.transforms import (
+    CROP_AREA,
+    CROP_RATIO,
+    _random_box,
+    eval_transform,
+    needed_size,
+    normalise,
+    train_transform,
+)
 
 SIZES = [(300, 451), (451, 300), (64, 64), (97, 500), (224, 224), (700, 640)]  # height, width
 # Pillow and torch resize with the same filters and round at different places
@@ -165,6 +174,55 @@ def test_standard_augmentation_is_torchvisions_crop_or_its_mirror_image(interpol
         flipped.append(not torch.equal(result, theirs))
         assert torch.equal(result.flip(-1) if flipped[-1] else result, theirs)
     assert set(flipped) == {True, False}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("augmentation", ["none", "light", "standard"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+def test_the_order_in_which_pixels_lie_in_memory_changes_nothing(
+    size: tuple[int, int], augmentation: str, interpolation: Any, crop_mode: CropMode
+) -> None:
+    p = replace(PLAIN, interpolation=interpolation, crop_mode=crop_mode)
+    planes = pil_to_tensor(picture(*size))
+    channels_last = planes.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    results = [
+        train_transform(image, p, augmentation, torch.Generator().manual_seed(3)) for image in (planes, channels_last)
+    ]
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("augmentation", ["none", "light"])
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+def test_the_needed_size_is_that_after_the_evaluations_resize(
+    size: tuple[int, int], augmentation: str, crop_mode: CropMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    p = replace(PLAIN, crop_mode=crop_mode)
+    resize = F.resize
+    monkeypatch.setattr(F, "resize", lambda *args, **named: seen.append(resize(*args, **named)) or seen[-1])
+    train_transform(pil_to_tensor(picture(*size)), p, augmentation, torch.Generator())
+    assert needed_size(size, p, augmentation) == tuple(seen[0].shape[-2:])
+
+
+@pytest.mark.parametrize("size", [(300, 451), (451, 300), (97, 500), (700, 640), (3000, 4000)])
+def test_at_the_needed_size_no_random_crop_is_enlarged(size: tuple[int, int]) -> None:
+    needed = needed_size(size, PLAIN, "standard")
+    assert needed is not None
+    smallest = [min(box) for box in zip(*(crop_sizes(size, seed) for seed in range(3000)), strict=True)]
+    for side in (0, 1):  # a crop of `smallest` pixels becomes one of the input's size
+        at_needed = smallest[side] * needed[side] / size[side]
+        assert PLAIN.input_size[side] * 0.99 <= at_needed <= PLAIN.input_size[side] * 1.15
+
+
+def crop_sizes(size: tuple[int, int], seed: int) -> tuple[int, int]:
+    return _random_box(*size, torch.Generator().manual_seed(seed))[2:]
+
+
+@pytest.mark.parametrize("augmentation", ["none", "light", "standard"])
+def test_transforms_that_pick_single_pixels_need_the_whole_image(augmentation: str) -> None:
+    assert needed_size((3000, 4000), replace(PLAIN, interpolation="nearest"), augmentation) is None
 
 
 def test_normalised_values_have_the_stated_mean_and_spread() -> None:

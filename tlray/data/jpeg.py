@@ -43,11 +43,17 @@ class Header:
     orientation: int | None  # 1 to 8 (others mean 1); None: only Pillow can tell
 
     def reduced(self, height: int, width: int) -> tuple[int, int]:
-        """The smallest size to decode to, so that the image can then be resized to (height, width) as stored."""
+        """The smallest size to decode to, so that the image can then be resized to (height, width) as stored.
+
+        Only scales that divide both sides, as those of cameras' images are multiples of 8. Else the last pixels lie in
+        part outside the image: resized, everything would be shifted, by up to half a pixel at 12 megapixels to 224,
+        which is an error of 2 to 5 grey levels.
+        """
         if min(self.height, self.width) >= SMALLEST_SIDE:
             for scale in SCALES:
                 size = self.at_scale(scale)
-                if size[0] >= MARGIN * height and size[1] >= MARGIN * width:
+                divides = self.height % scale == self.width % scale == 0
+                if divides and size[0] >= MARGIN * height and size[1] >= MARGIN * width:
                     return size
         return self.height, self.width
 

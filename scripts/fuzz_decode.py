@@ -124,9 +124,9 @@ def outcomes(seed: int, first: int, stop: int) -> Iterator[tuple[int, str]]:
             for line in _lines(process):
                 yield first, line
                 first += 1
+            hangs = process.poll() is None
+            process.kill()
             if first < stop:
-                hangs = process.poll() is None
-                process.kill()
                 yield first, f"took more than {SECONDS} s" if hangs else f"ended the process ({process.wait()})"
                 first += 1
 

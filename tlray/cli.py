@@ -193,10 +193,10 @@ def doctor(
 
         return cluster_summary()
 
-    def resources(sweep: Any, summary: Any) -> Any:
+    def resources(run_config: Any, summary: Any) -> Any:
         from tlray.distributed.resources import trial_resources
 
-        return trial_resources(sweep, summary)
+        return trial_resources(run_config, summary)
 
     checks = run_checks(load_config(config, overrides) if config else None, cluster, resources)
     _show(checks, checks_table(checks), as_json)

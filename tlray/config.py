@@ -152,6 +152,10 @@ class DataConfig(Section):
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="unreadable images tolerated before the run fails")
     synthetic: SyntheticConfig | None = None
     num_threads: int = Field(2, ge=1, description="threads per worker that read and decode images")
+    stream: Literal["threads", "ray_data"] = Field(
+        "threads", description="who decodes: each worker's own threads, or Ray Data's tasks on any node"
+    )
+    stream_cpus: float = Field(1, gt=0, description="CPUs that Ray Data decodes with for each trial")
     memory_cache_mb: int = Field(512, ge=0, description="decoded images kept per worker process, in MiB")
 
     @model_validator(mode="after")

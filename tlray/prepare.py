@@ -87,8 +87,13 @@ def load_run(run_uri: str) -> Run:
         raise StorageError(f"{run_uri} is not a run folder: it has no config.yaml")
     if not storage.exists(storage.join(run_uri, "manifest.parquet")):
         raise StorageError(f"{run_uri} was interrupted before its first trial: start it again with `tlray run`")
-    config = parse_config(storage.read_text(storage.join(run_uri, "config.yaml")), source=run_uri)
+    config = load_run_config(run_uri)
     return Run(run_uri, config, load_manifest(run_uri), tuple(list_trials(config)), load_plan(run_uri))
+
+
+def load_run_config(run_uri: str) -> RunConfig:
+    """The resolved configuration of an existing run, without its manifest."""
+    return parse_config(storage.read_text(storage.join(run_uri, "config.yaml")), source=run_uri)
 
 
 def finish(run: Run) -> None:

@@ -1,7 +1,7 @@
 """Twenty kills at random moments: whole runs and single workers, in the activation pass and while trials read.
 
 After each kill every visible shard is whole, what was finished is not computed again, and in the end the rows are those
-of a run that nobody disturbed. Takes about ten minutes.
+of a run that nobody disturbed. Takes about twenty minutes.
 """
 
 import contextlib

@@ -8,15 +8,21 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from tlray.catalogue import Preprocessing
 from tlray.config import RunConfig
 from tlray.data.loader import Batch, Streams, make_streams
 from tlray.distributed.stream import ray_streams
-from tlray.errors import DataError
+from tlray.distributed.sweep import check_cluster, run_sweep
+from tlray.errors import ClusterError, DataError
 from tlray.planning import plan_run
 from tlray.prepare import Run, new_run_uri, prepare_run
+from tlray.progress import SweepProgress
+from tlray.results import load_results
 from tlray.training.worker import Worker
+
+MakeConfig = Callable[..., RunConfig]
 
 pytestmark = [
     pytest.mark.ray,
@@ -101,9 +107,7 @@ def test_an_iterator_that_is_closed_early_leaves_room_for_the_next(run: Run) -> 
     assert len(list(streams.train(4))) == len(list(by_threads(run, 0, 1).train(4)))
 
 
-def test_an_image_that_changed_ends_the_epoch_with_its_name(
-    make_config: Callable[..., RunConfig], tmp_path: Path
-) -> None:
+def test_an_image_that_changed_ends_the_epoch_with_its_name(make_config: MakeConfig, tmp_path: Path) -> None:
     for label in ("a", "b"):
         for number in range(12):
             path = tmp_path / "images" / label / f"{number}.png"
@@ -117,3 +121,23 @@ def test_an_image_that_changed_ends_the_epoch_with_its_name(
     Path(victim).write_bytes(buffer.getvalue())
     with pytest.raises(DataError, match="has changed"):
         list(by_ray_data(changed, 0, 1).train(0))
+
+
+def test_a_trial_fed_by_ray_data_has_the_numbers_of_one_that_decodes_itself(make_config: MakeConfig) -> None:
+    outcomes = []
+    for stream in ("threads", "ray_data"):
+        config = make_config()
+        config = config.model_copy(update={"data": config.data.model_copy(update={"stream": stream})})
+        prepared = prepare_run(plan_run(config), new_run_uri(config))
+        run_sweep(prepared, SweepProgress(prepared.trials, (), Console(file=io.StringIO())))
+        rows = {row.trial_id: row for row in load_results(prepared.uri)}
+        assert {row.status for row in rows.values()} == {"completed"}
+        outcomes.append({trial_id: (row.val_loss, row.test_accuracy) for trial_id, row in rows.items()})
+    assert outcomes[0] == outcomes[1]
+
+
+def test_trials_that_leave_no_cpu_to_ray_data_are_refused(make_config: MakeConfig) -> None:
+    config = make_config(sweep={"cpus_per_worker": 2})
+    config = config.model_copy(update={"data": config.data.model_copy(update={"stream": "ray_data"})})
+    with pytest.raises(ClusterError, match=r"data\.stream_cpus 1\) and the cluster has 2"):
+        check_cluster(config)

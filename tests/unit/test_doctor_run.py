@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.unit.doctor_fakes import CPU, GPU, NETWORK, FakeCluster, FakeResources, make_config, only
-from tlray.config import SweepConfig
+from tlray.config import RunConfig
 from tlray.doctor import locations as locations_module
 from tlray.doctor import trial as trial_module
 from tlray.doctor.locations import check_images, check_s3, check_storage, check_weights
@@ -147,7 +147,7 @@ def test_s3_is_not_looked_at_where_nothing_is_on_it(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_does_not_fit_the_cluster_is_a_problem_in_rays_words(tmp_path: Path) -> None:
-    def refuse(sweep: SweepConfig, cluster: Any) -> FakeResources:
+    def refuse(config: RunConfig, cluster: Any) -> FakeResources:
         raise ClusterError("a trial needs 8 CPUs and the cluster has 2")
 
     check, resources = check_resources(make_config(tmp_path), FakeCluster(), refuse)

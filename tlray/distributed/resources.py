@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import ray
 
-from tlray.config import SweepConfig
+from tlray.config import RunConfig
 from tlray.errors import ClusterError
 
 # A nested trial's driver only waits for its workers. It must reserve something, and whole CPUs would starve them.
@@ -99,8 +99,13 @@ def task_resources(cluster: ClusterSummary) -> TaskResources:
     return TaskResources(cpus=cpus, gpus=0, concurrent=max(1, int(cluster.cpus // cpus)))
 
 
-def trial_resources(sweep: SweepConfig, cluster: ClusterSummary) -> TrialResources:
-    """What one trial takes and how many run at once; ClusterError when not even one fits."""
+def trial_resources(config: RunConfig, cluster: ClusterSummary) -> TrialResources:
+    """What one trial takes and how many run at once; ClusterError when not even one fits.
+
+    Where Ray Data decodes, CPUs are left free for its tasks: trials that took all of them would wait for ever.
+    """
+    sweep = config.sweep
+    stream_cpus = config.data.stream_cpus if config.data.stream == "ray_data" else 0.0
     gpus = sweep.gpus_per_worker if sweep.gpus_per_worker is not None else float(cluster.gpus > 0)
     workers = sweep.workers_per_trial
     if workers > 1 and 0 < gpus < 1:
@@ -109,18 +114,20 @@ def trial_resources(sweep: SweepConfig, cluster: ClusterSummary) -> TrialResourc
             "workers that train together need whole GPUs"
         )
     fits = []
-    for name, field, each, total in (
-        ("CPUs", "cpus_per_worker", sweep.cpus_per_worker, cluster.cpus),
-        ("GPUs", "gpus_per_worker", gpus, cluster.gpus),
+    for name, field, each, beside, total in (
+        ("CPUs", "cpus_per_worker", sweep.cpus_per_worker, stream_cpus, cluster.cpus),
+        ("GPUs", "gpus_per_worker", gpus, 0.0, cluster.gpus),
     ):
         if each == 0:
             continue
-        if workers * each > total:
+        needed = workers * each + beside
+        if needed > total:
+            parts = f"sweep.workers_per_trial {workers} x sweep.{field} {each:g}"
+            parts += f" + data.stream_cpus {beside:g}" if beside else ""
             raise ClusterError(
-                f"a trial needs {workers * each:g} {name} (sweep.workers_per_trial {workers} x sweep.{field} {each:g}) "
-                f"and the cluster has {total:g}; lower one of the two or add nodes"
+                f"a trial needs {needed:g} {name} ({parts}) and the cluster has {total:g}; lower one of them or add nodes"
             )
-        fits.append(int(total // (workers * each)))
+        fits.append(int(total // needed))
     concurrent = min(fits)
     if sweep.max_concurrent_trials is not None:
         concurrent = min(concurrent, sweep.max_concurrent_trials)

@@ -46,7 +46,7 @@ from tlray.training.fusion import can_fuse, fusion_key
 
 def check_cluster(config: RunConfig) -> TrialResources:
     """What a trial gets on the cluster as it is now; ClusterError when that is more than it has."""
-    return trial_resources(config.sweep, cluster_summary())
+    return trial_resources(config, cluster_summary())
 
 
 def run_sweep(run: Run, watch: Watcher) -> None:

@@ -9,11 +9,11 @@ import torch
 from ray import tune
 from torch import nn
 
+from tlray.distributed.images import worker_images
 from tlray.distributed.tasks import load_trial
 from tlray.errors import TlrayError
 from tlray.results import write_trial_result
 from tlray.training.epoch import Report
-from tlray.training.run_images import run_images
 from tlray.training.trial import failed_result, release_memory, run_trial
 from tlray.training.worker import Worker, local_worker
 
@@ -47,7 +47,7 @@ def _run(settings: dict[str, Any], worker: Worker, report: Report) -> None:
     run_uri = settings["run_uri"]
     trial = load_trial(run_uri, settings["trial_id"])
     try:
-        run_trial(trial, run_uri, worker, run_images(run_uri), report)
+        run_trial(trial, run_uri, worker, worker_images(run_uri), report)
     except (TlrayError, torch.OutOfMemoryError) as error:
         reason = str(error)
         if isinstance(error, torch.OutOfMemoryError):

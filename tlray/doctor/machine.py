@@ -8,7 +8,7 @@ from typing import Protocol
 
 import psutil
 
-from tlray.config import SweepConfig
+from tlray.config import RunConfig
 from tlray.doctor.check import Check, gib
 from tlray.doctor.packages import TorchFacts, describe_gpus
 
@@ -45,7 +45,7 @@ class Resources(Protocol):
     def nested(self) -> bool: ...
 
 
-FitTrial = Callable[[SweepConfig, Cluster], Resources]
+FitTrial = Callable[[RunConfig, Cluster], Resources]
 
 
 def memory_bytes() -> tuple[int, int]:

@@ -32,7 +32,7 @@ class Measured:
 def check_resources(config: RunConfig, cluster: Cluster, fit_trial: FitTrial) -> tuple[Check, Resources | None]:
     """Whether one trial fits the cluster, and how many do at once."""
     try:
-        resources = fit_trial(config.sweep, cluster)
+        resources = fit_trial(config, cluster)
     except InputError as error:
         return Check("trials at once", "problem", str(error)), None
     return Check("trials at once", "ok", f"{resources.concurrent} on the cluster as it is now"), resources

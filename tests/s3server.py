@@ -69,7 +69,7 @@ memstore device bytes = 2147483648
 osd class load list = *
 [client.rgw]
 rgw data = {folder}/rgw
-rgw frontends = beast endpoint=127.0.0.1:{port}
+rgw frontends = beast endpoint=127.0.0.1:{port} tcp_nodelay=1
 rgw thread pool size = 32
 rgw override bucket index max shards = 1
 rgw run sync thread = false

@@ -4,7 +4,9 @@
         data = storage.read_bytes(info.uri)
 
 A location is a local path or `s3://bucket/key`. Endpoint, credentials, profile and region of S3 are what boto3 finds
-(AWS_ENDPOINT_URL, AWS_PROFILE, AWS_REGION, ~/.aws, instance roles). Whatever goes wrong is a StorageError of one line.
+(AWS_ENDPOINT_URL, AWS_PROFILE, AWS_REGION, ~/.aws, instance roles). Without credentials, or with
+AWS_NO_SIGN_REQUEST=yes, requests are not signed, which is enough for public buckets. What may pass is tried again for a
+while (TLRAY_S3_ATTEMPTS and the others of s3_settings.py); whatever goes wrong for good is a StorageError of one line.
 """
 
 import os
@@ -13,17 +15,19 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from tlray.errors import StorageError
 from tlray.storage import local, s3
-from tlray.storage.s3 import S3Access, describe_access, forget_clients
-from tlray.storage.types import FileInfo, NotFoundError
+from tlray.storage.s3 import describe_access, forget_clients
+from tlray.storage.s3_access import S3Access
+from tlray.storage.types import ChangedError, FileInfo, NotFoundError
 
 if TYPE_CHECKING:
     import pyarrow.fs
 
 __all__ = [
+    "ChangedError",
     "FileInfo",
     "NotFoundError",
     "S3Access",
@@ -39,8 +43,10 @@ __all__ = [
     "join",
     "list_files",
     "local_copy",
+    "open_file",
     "pyarrow_filesystem",
     "read_bytes",
+    "read_range",
     "read_text",
     "upload_folder",
     "write_bytes",
@@ -66,17 +72,34 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
-def list_files(uri: str) -> Iterator[FileInfo]:
-    """Every file below a folder, recursively, sorted by uri.
+def list_files(uri: str, num_threads: int = 1) -> Iterator[FileInfo]:
+    """Every file below a folder, recursively, sorted by uri, as it is found: memory does not grow with the listing.
 
-    A local folder that does not exist is a NotFoundError. S3 has no folders: a prefix without objects lists nothing.
+    `num_threads` requests at once on S3, where a long listing has folders that can be listed side by side. A local
+    folder that does not exist is a NotFoundError. S3 has no folders: a prefix without objects lists nothing.
     """
-    return s3.list_files(uri) if is_remote(uri) else local.list_files(uri)
+    return s3.list_files(uri, num_threads) if is_remote(uri) else local.list_files(uri)
 
 
-def read_bytes(uri: str) -> bytes:
-    """The whole file; NotFoundError when there is none."""
-    return s3.read_bytes(uri) if is_remote(uri) else local.read_bytes(uri)
+def read_bytes(uri: str, version: str | None = None) -> bytes:
+    """The whole file; NotFoundError when there is none.
+
+    With a `version` (FileInfo.version) that very one: ChangedError when the file is no longer the one that was listed.
+    """
+    return s3.read_bytes(uri, version) if is_remote(uri) else local.read_bytes(uri, version)
+
+
+def read_range(uri: str, offset: int, size: int, version: str | None = None) -> bytes:
+    """Exactly `size` bytes from byte `offset` on; StorageError when the file ends before, else as read_bytes."""
+    return s3.read_range(uri, offset, size, version) if is_remote(uri) else local.read_range(uri, offset, size, version)
+
+
+def open_file(uri: str) -> BinaryIO:
+    """The file opened for reading at any place; on S3 it is read in ranges, all of one version.
+
+    NotFoundError when there is none, ChangedError from a read when it was replaced since it was opened (on S3).
+    """
+    return s3.open_file(uri) if is_remote(uri) else local.open_file(uri)
 
 
 def read_text(uri: str) -> str:

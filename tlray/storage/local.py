@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO
 
 from tlray.errors import StorageError
-from tlray.storage.types import FileInfo, NotFoundError
+from tlray.storage.types import ChangedError, FileInfo, NotFoundError, ends_too_early
 
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -20,25 +20,36 @@ def list_files(path: str) -> Iterator[FileInfo]:
         if not os.path.isdir(path):
             os.stat(path)  # FileNotFoundError where there is nothing at all
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        found = []
-        for folder, names, files in os.walk(path, onerror=_raise, followlinks=True):
-            here = os.path.realpath(folder) + os.sep
-            # a link to a folder that it lies in would go round for ever
-            names[:] = [name for name in names if not here.startswith(os.path.realpath(f"{folder}/{name}") + os.sep)]
-            found += [os.path.join(folder, name) for name in files]
-    for file in sorted(found):
-        with _one_line_errors(file):
-            try:
-                # a link that leads nowhere is listed too, for whoever reads it to report
-                status = os.stat(file) if os.path.exists(file) else os.lstat(file)
-            except FileNotFoundError:  # deleted since: another process's temporary file, say
-                continue
-        yield FileInfo(file, status.st_size, status.st_mtime, f"{status.st_mtime_ns}-{status.st_size}")
+    yield from _files_below(path)
 
 
-def read_bytes(path: str) -> bytes:
+def read_bytes(path: str, version: str | None = None) -> bytes:
     with _one_line_errors(path):
-        return Path(path).read_bytes()
+        if version is None:
+            return Path(path).read_bytes()
+        with open(path, "rb") as file:
+            _check_version(path, file, version)
+            data = file.read()
+            _check_version(path, file, version)  # it may have been written to meanwhile
+            return data
+
+
+def read_range(path: str, offset: int, size: int, version: str | None = None) -> bytes:
+    with _one_line_errors(path), open(path, "rb") as file:
+        if version is not None:
+            _check_version(path, file, version)
+        file.seek(offset)
+        data = file.read(size)
+        if version is not None:
+            _check_version(path, file, version)
+        if len(data) != size:
+            raise ends_too_early(path, os.fstat(file.fileno()).st_size, offset, size)
+        return data
+
+
+def open_file(path: str) -> BinaryIO:
+    with _one_line_errors(path):
+        return open(path, "rb")
 
 
 def write_bytes(path: str, data: bytes) -> None:
@@ -102,8 +113,49 @@ def _create_without_links(path: str, data: bytes) -> bool:
     return True
 
 
-def _raise(error: OSError) -> NoReturn:
-    raise error
+def _files_below(folder: str) -> Iterator[FileInfo]:
+    """A folder's files and those of the folders in it, in the order of their paths; only its names are in memory."""
+    for name, is_folder in _names_in(folder):
+        path = os.path.join(folder, name)
+        if is_folder:
+            yield from _files_below(path)
+            continue
+        with _one_line_errors(path):
+            try:
+                status = os.stat(path)
+            except OSError:
+                try:
+                    status = os.lstat(path)  # a link that leads nowhere is listed too, for whoever reads it to report
+                except FileNotFoundError:  # deleted since: another process's temporary file, say
+                    continue
+        yield FileInfo(path, status.st_size, status.st_mtime, _version(status))
+
+
+def _names_in(folder: str) -> list[tuple[str, bool]]:
+    """The names in a folder, each with whether it is a folder, so sorted that the paths below them are in order."""
+    here = os.path.realpath(folder) + os.sep
+    names = []
+    with _one_line_errors(folder):
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    is_folder = os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
+                    # a link to a folder that it lies in would go round for ever
+                    if not (entry.is_symlink() and here.startswith(os.path.realpath(entry.path) + os.sep)):
+                        names.append((entry.name, is_folder))
+        except FileNotFoundError:  # deleted since it was listed
+            return []
+    return sorted(names, key=lambda one: one[0] + os.sep if one[1] else one[0])
+
+
+def _version(status: os.stat_result) -> str:
+    return f"{status.st_mtime_ns}-{status.st_size}"
+
+
+def _check_version(path: str, file: BinaryIO, version: str) -> None:
+    found = _version(os.fstat(file.fileno()))
+    if found != version:
+        raise ChangedError.of(path, version, found)
 
 
 @contextmanager

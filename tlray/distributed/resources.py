@@ -125,7 +125,8 @@ def trial_resources(config: RunConfig, cluster: ClusterSummary) -> TrialResource
             parts = f"sweep.workers_per_trial {workers} x sweep.{field} {each:g}"
             parts += f" + data.stream_cpus {beside:g}" if beside else ""
             raise ClusterError(
-                f"a trial needs {needed:g} {name} ({parts}) and the cluster has {total:g}; lower one of them or add nodes"
+                f"a trial needs {needed:g} {name} ({parts}) and the cluster has {total:g}; "
+                "lower one of them or add nodes"
             )
         fits.append(int(total // needed))
     concurrent = min(fits)

@@ -7,6 +7,8 @@ with open(path, "rb") as file:
 
 import hashlib
 import os
+import shutil
+from contextlib import suppress
 from functools import cache
 from io import BufferedReader
 from pathlib import Path
@@ -18,7 +20,8 @@ _verified: set[Identity] = set()
 
 
 def is_sound(file: BufferedReader, size: int, sha256: str, notes: Path | None = None) -> bool:
-    """Whether the file has this size and checksum. `notes`: a folder in which processes tell each other what is sound.
+    """Whether the file has this size and checksum. `notes`: a folder, for nothing else, in which processes tell each
+    other what is sound.
 
     Reading takes 0.6 ms a megabyte, which is little against an epoch, and much where each of many processes does it.
     """
@@ -28,23 +31,28 @@ def is_sound(file: BufferedReader, size: int, sha256: str, notes: Path | None = 
     identity = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, sha256)
     if identity in _verified:
         return True
-    note = None if notes is None else notes / _note_name(identity)
+    note = None if notes is None else notes / _boot_id() / hashlib.sha256(repr(identity).encode()).hexdigest()
     if note is None or not note.exists():
         file.seek(0)
         if hashlib.file_digest(file, "sha256").hexdigest() != sha256:  # in pieces, not through a map
             return False
         if note is not None:
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.touch()
+            _write_note(note)
     _verified.add(identity)
     return True
 
 
-def _note_name(identity: Identity) -> str:
-    return hashlib.sha256(repr((_boot_id(), identity)).encode()).hexdigest()
+def _write_note(note: Path) -> None:
+    """Leave a file for the others; the first since the node started removes what was noted before."""
+    with suppress(OSError):  # without a note the others read the file too
+        if not note.parent.exists():
+            for outdated in note.parent.parent.glob("*/"):
+                shutil.rmtree(outdated, ignore_errors=True)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.touch()
 
 
 @cache
 def _boot_id() -> str:
     """After a power failure a file of the right size and time may hold zeros: what was found before counts no more."""
-    return BOOT_ID.read_text() if BOOT_ID.exists() else ""
+    return BOOT_ID.read_text().strip() if BOOT_ID.exists() else "unknown"

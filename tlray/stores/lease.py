@@ -1,4 +1,4 @@
-"""Leases: while a run uses a collection of shards, nobody evicts it; when the run dies, its leases run out by themselves.
+"""Leases: what a run uses is not evicted; when the run dies, its leases run out by themselves.
 
     with lease("run-7", [folder, …]):                       # renewed by a thread
         …

@@ -4,8 +4,8 @@
 
 Small: photos of the shared hymenoptera set of 500x375 or close to it. Large: 4000x3000, made here with the spectrum of
 photos. Each way decodes and resizes the short side to 224. CPU time of this process, torch and OpenCV on one thread,
-the ways in turn, the median of the repeats: torchvision's varies by a third with whether the 36 MB of an image are fresh
-from the kernel. The error is the mean absolute difference to Pillow, in grey levels of 255.
+the ways in turn, the median of the repeats: torchvision's varies by a third with whether the 36 MB of an image are
+fresh from the kernel. The error is the mean absolute difference to Pillow, in grey levels of 255.
 """
 
 import argparse

@@ -16,8 +16,7 @@ CPU milliseconds an image with its resize to 224, on one core of an AMD EPYC (`p
     500x375                1.65     2.95           2.81          1.93             2.35
     12 megapixels          22.9      113           25.1          41-61            23.4
 
-simplejpeg tells of damage (torchvision decodes truncated files), needs no copy and takes any scale; OpenCV's pixels are
-others (an error of 1.0 grey levels at 500x375), its package is fifteen times as large.
+torchvision has no scales, and OpenCV's pixels are others (an error of 1.0 grey levels at 500x375).
 """
 
 import io

@@ -20,7 +20,7 @@ from tlray.storage.s3_listing_parser import OBJECTS, PREFIXES
 from tlray.storage.s3_retry import with_retries
 from tlray.storage.types import FileInfo
 
-PAGE = 1000  # objects, at most
+PAGE = 1000  # names, more than which no server gives at once
 PAGES_AHEAD = 4  # of each stretch
 MOST_LEVELS = 3  # of folders that are looked at for places to cut
 OBJECTS_PER_STRETCH = 4000  # at least, roughly: a stretch reads up to a page past its end
@@ -157,9 +157,10 @@ class _Listing:
         goes_on = len(names) > len(answer[OBJECTS])
         return names, answer.get("NextContinuationToken") if goes_on else None
 
-    def _ask(self, **arguments: str) -> dict[str, Any]:
+    def _ask(self, **arguments: Any) -> dict[str, Any]:
         with one_line_errors(self._uri):
             answer: dict[str, Any] = with_retries(
-                self._bucket, lambda clients: clients.once.list_objects_v2(Bucket=self._bucket, **arguments)
+                self._bucket,
+                lambda clients: clients.once.list_objects_v2(Bucket=self._bucket, MaxKeys=PAGE, **arguments),
             )
             return answer

@@ -138,8 +138,9 @@ def _by_obstore(clients: Access, bucket: str, key: str, start: int, stop: int, v
     options: obstore.GetOptions = {"range": (start, stop)}
     if version is not None:
         options["if_match"] = f'"{plain_version(version)}"'
+    store = clients.store(bucket)
     try:
-        result = obstore.get(clients.store(bucket), key, options=options)
+        result = obstore.get(store, key, options=options)
         data = bytes(result.bytes())
     except (BaseError, FileNotFoundError) as error:
         if "non-partial response" in str(error):  # the server does not know ranges

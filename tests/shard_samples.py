@@ -5,9 +5,14 @@ with ImageShards(str(tmp_path / "shards"), str(tmp_path / "cache")).writer() as 
 """
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+
+import pytest
+
+from tlray import storage
 
 
 @dataclass(frozen=True)
@@ -56,3 +61,21 @@ def assert_all_read(store: Any, numbers: Iterable[int]) -> None:
     assert sorted(found) == sorted(numbers)
     for number, shard, row in zip(found, table["shard"].to_pylist(), table["row"].to_pylist(), strict=True):
         assert store.read(shard, row) == image_bytes(number), number
+
+
+def keep_bucket_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let tlray.storage find s3://… in a local folder: remote to all that asks, and no server needed."""
+
+    def local(uri: str) -> str:
+        return str(folder / uri.removeprefix("s3://")) if uri.startswith("s3://") else uri
+
+    def redirected(real: Any) -> Any:
+        return lambda uri, *rest: real(local(uri), *rest)
+
+    def list_files(uri: str, real: Any = storage.list_files) -> Iterator[storage.FileInfo]:
+        for file in real(local(uri)):
+            yield replace(file, uri=file.uri.replace(f"{folder}/", "s3://"))
+
+    monkeypatch.setattr(storage, "list_files", list_files)
+    for name in ("read_bytes", "write_bytes", "delete", "download"):
+        monkeypatch.setattr(storage, name, redirected(getattr(storage, name)))

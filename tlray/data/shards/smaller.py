@@ -22,4 +22,4 @@ def bounded(data: bytes | memoryview, size: tuple[int, int], *, max_side: int) -
     height, width = (max(1, round(side * max_side / min(size))) for side in size)
     pixels = decode(data, (height, width))
     smaller = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-    return simplejpeg.encode_jpeg(np.asarray(smaller), quality=QUALITY, colorspace="RGB", colorsubsamp="420")
+    return simplejpeg.encode_jpeg(np.asarray(smaller), quality=QUALITY, colorspace="RGB", colorsubsampling="420")

@@ -92,8 +92,8 @@ def main() -> None:
     data = DataConfig(
         train=str(hymenoptera / "train"), test=str(hymenoptera / "val"), val_fraction=0.1, exclude=("*.gif",)
     )
-    manifest = make_manifest(data, 0)
-    train, test = (manifest.split("train") + manifest.split("val"), manifest.split("test"))
+    manifest = make_manifest(data)
+    train, test = ([*manifest.split("train"), *manifest.split("val")], manifest.split("test"))
     labels, test_labels = (torch.tensor([image.label for image in some]) for some in (train, test))
     outcome = {}
     for id_, fields in BACKBONES.items():

@@ -140,14 +140,28 @@ class SyntheticConfig(Section):
     seed: int = 0
 
 
+class ColumnsConfig(Section):
+    """Names of the columns of CSV and Parquet files; `label` also in the .json of WebDataset samples."""
+
+    uri: str = Field("uri", description="where an image lies; relative to the file's own folder, or anywhere")
+    label: str = Field("label", description="its class: strings or whole numbers")
+    split: str | None = Field(None, description="train, val or test; by default the column `split` where there is one")
+    image: str = Field("image", description="the image's bytes, in Parquet files that hold them")
+
+
 class DataConfig(Section):
-    """Folders with one sub-folder of images per class, on local disk or s3://."""
+    """Labelled images on local disk or s3://: class folders, a CSV or Parquet file, WebDataset shards."""
 
     train: str | None = None
     val: str | None = Field(None, description="by default val_fraction of train")
     test: str | None = Field(None, description="by default test_fraction of train")
     val_fraction: float = Field(0.15, gt=0, lt=1)
     test_fraction: float = Field(0.15, gt=0, lt=1)
+    split_seed: int = Field(0, description="decides, with an image's contents, its split; seed does not")
+    format: Literal["auto", "folder", "csv", "parquet", "webdataset"] = Field(
+        "auto", description="how images and labels are stored; auto: what lies at each location"
+    )
+    columns: ColumnsConfig = ColumnsConfig()
     exclude: tuple[str, ...] = Field((), description="glob patterns of paths, relative to the folder, to leave out")
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="unreadable images tolerated before the run fails")
     synthetic: SyntheticConfig | None = None

@@ -53,7 +53,7 @@ def _pretrain(source: str, seed: int) -> bytes:
     """Train the tiny backbone on the source task -> a weights file with its preprocessing in the metadata."""
     val = storage.join(source, "val")
     data = DataConfig(train=storage.join(source, "train"), val=val, test=val)
-    images = manifest_images(make_manifest(data, seed), data)
+    images = manifest_images(make_manifest(data), data)
     trial = TrialConfig(
         trial_id="pretraining",
         backbone=BACKBONE,

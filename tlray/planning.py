@@ -33,7 +33,7 @@ def plan_run(config: RunConfig) -> PlannedRun:
     for backbone in (config.baseline.backbone, *config.backbones):
         resolve_id(backbone.id)
     config = _resolved(config)
-    manifest = make_manifest(config.data, config.seed)
+    manifest = make_manifest(config.data)
     trials = tuple(list_trials(config))
     return PlannedRun(config, manifest, trials, make_plan(config, manifest, trials))
 

@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tlray import storage
 from tlray.config import DataConfig
 from tlray.data.manifest import Manifest, load_manifest, make_manifest, save_manifest
+from tlray.data.splits import position
 from tlray.errors import DataError, StorageError
 
 Folder = Callable[..., Path]
@@ -38,8 +40,14 @@ def folder(tmp_path: Path) -> Folder:
     return make
 
 
-def manifest_of(train: Path, seed: int = 0, **fields: Any) -> Manifest:
-    return make_manifest(DataConfig(train=str(train), **fields), seed)
+@pytest.fixture
+def own(folder: Folder) -> dict[str, str]:
+    """Locations of val and test, for tests with too few images to split any off."""
+    return {"val": str(folder("val", a=1, b=1)), "test": str(folder("test", a=1, b=1))}
+
+
+def manifest_of(train: Path, **fields: Any) -> Manifest:
+    return make_manifest(DataConfig(train=str(train), **fields))
 
 
 def splits_by_content(manifest: Manifest) -> dict[str, str]:
@@ -47,7 +55,7 @@ def splits_by_content(manifest: Manifest) -> dict[str, str]:
 
 
 def test_images_carry_what_is_known_of_them(folder: Folder) -> None:
-    train = folder(cat=4, dog=4)
+    train = folder(cat=25, dog=25)
     manifest = manifest_of(train)
     assert manifest.classes == ("cat", "dog")
     assert manifest.bad == ()
@@ -58,55 +66,44 @@ def test_images_carry_what_is_known_of_them(folder: Folder) -> None:
         assert image.num_bytes == len(data)
         assert (image.width, image.height) == (7, 5)
         assert manifest.classes[image.label] == Path(image.uri).parent.name
+        [listed] = [info for info in storage.list_files(str(train)) if info.uri == image.uri]
+        assert (image.version, image.shard, image.row) == (listed.version, "", -1)
 
 
-def test_splits_are_stratified_by_the_stated_fractions(folder: Folder) -> None:
-    manifest = manifest_of(folder(few=10, many=40), val_fraction=0.2, test_fraction=0.1)
-    counts = Counter((image.split, image.label) for image in manifest.images)
-    expected = {("test", 0): 1, ("val", 0): 2, ("train", 0): 7, ("test", 1): 4, ("val", 1): 8, ("train", 1): 28}
-    assert counts == expected
-
-
-@pytest.mark.parametrize("fraction", [0.01, 0.49])
-@pytest.mark.parametrize("num_images", [3, 4, 5])
-def test_every_class_has_an_image_in_every_split_however_few_there_are(
-    num_images: int, fraction: float, folder: Folder
-) -> None:
-    manifest = manifest_of(folder(a=num_images, b=num_images), val_fraction=fraction, test_fraction=fraction)
-    counts = Counter((image.split, image.label) for image in manifest.images)
-    assert len(counts) == 6
-
-
-def test_splits_depend_on_contents_and_seed_alone(folder: Folder, tmp_path: Path) -> None:
-    train = folder(a=20, b=20)
+def test_splits_depend_on_contents_and_split_seed_alone(folder: Folder, tmp_path: Path) -> None:
+    train = folder(a=25, b=25)
     before = splits_by_content(manifest_of(train))
     for label in ("a", "b"):
         (tmp_path / "renamed" / label).mkdir(parents=True)
-        names = random.Random(0).sample(range(100), 20)
+        names = random.Random(0).sample(range(100), 25)
         for path, name in zip(sorted((train / label).iterdir()), names, strict=True):
             shutil.copy(path, tmp_path / "renamed" / label / f"{name}.png")
     renamed = manifest_of(tmp_path / "renamed")
     assert splits_by_content(renamed) == before
     assert [image.content_id for image in renamed.images] == [image.content_id for image in manifest_of(train).images]
-    assert splits_by_content(manifest_of(train, seed=1)) != before
+    assert splits_by_content(manifest_of(train, split_seed=1)) != before
 
 
-def test_a_new_image_moves_few_others_to_another_split(folder: Folder) -> None:
-    train = folder(a=40, b=40)
+def test_new_images_and_classes_move_no_other_to_another_split(folder: Folder) -> None:
+    train = folder(a=30, b=30)
     before = splits_by_content(manifest_of(train))
-    Image.new("RGB", (9, 9)).save(train / "a" / "new.png")
+    folder(a=40, c=30)  # replaces all of class a, and adds a class
+    for index in range(20):
+        Image.new("RGB", (9, 9 + index)).save(train / "b" / f"new{index}.png")
     after = splits_by_content(manifest_of(train))
-    assert sum(after[content] != split for content, split in before.items()) <= 2
+    kept = before.keys() & after.keys()
+    assert len(kept) == 30
+    assert all(after[content] == before[content] for content in kept)
 
 
 def test_identical_copies_share_a_split_also_across_classes(folder: Folder) -> None:
-    train = folder(a=12, b=12)
+    train = folder(a=24, b=24)
     for index, path in enumerate(sorted((train / "a").iterdir())):
         shutil.copy(path, train / "a" / f"copy{index}.png")
-        if index < 6:
+        if index < 12:
             shutil.copy(path, train / "b" / f"copy{index}.png")
     manifest = manifest_of(train)
-    assert len(manifest.images) == 42
+    assert len(manifest.images) == 84
     splits: dict[str, set[str]] = {}
     for image in manifest.images:
         splits.setdefault(image.content_id, set()).add(image.split)
@@ -115,12 +112,11 @@ def test_identical_copies_share_a_split_also_across_classes(folder: Folder) -> N
 
 
 def test_images_are_sorted_by_split_label_and_content(folder: Folder) -> None:
-    manifest = manifest_of(folder(a=6, b=6))
+    manifest = manifest_of(folder(a=25, b=25))
     keys = [(image.split, image.label, image.content_id) for image in manifest.images]
     assert keys == sorted(keys)
-    assert manifest.split("train") + manifest.split("val") == tuple(
-        image for split in ("train", "val") for image in manifest.images if image.split == split
-    )
+    for split in ("train", "val", "test"):
+        assert manifest.split(split) == [image for image in manifest.images if image.split == split]  # type: ignore[arg-type]
 
 
 def test_own_val_and_test_are_taken_whole_and_may_lack_a_class(folder: Folder) -> None:
@@ -138,9 +134,12 @@ def test_own_val_and_test_are_taken_whole_and_may_lack_a_class(folder: Folder) -
 
 
 def test_with_an_own_val_only_test_is_split_off(folder: Folder) -> None:
-    manifest = manifest_of(folder("train", a=10, b=10), val=str(folder("val", a=2, b=2)), test_fraction=0.3)
-    assert Counter(image.split for image in manifest.images) == {"train": 14, "val": 4, "test": 6}
-    assert {Path(image.uri).parts[-3] for image in manifest.split("val")} == {"val"}
+    train, val = folder("train", a=25, b=25), folder("val", a=2, b=2)
+    manifest = manifest_of(train, val=str(val), test_fraction=0.3)
+    assert {image.uri for image in manifest.split("val")} == {str(path) for path in val.rglob("*.png")}
+    ids = {hashlib.sha256(path.read_bytes()).hexdigest() for path in train.rglob("*.png")}
+    tested = {content_id for content_id in ids if position(0, content_id) < 0.3}
+    assert {image.content_id for image in manifest.split("test")} == tested
 
 
 def test_images_of_train_that_are_in_val_or_test_again_are_counted(folder: Folder) -> None:
@@ -156,41 +155,41 @@ def test_a_class_that_only_val_has_is_named_with_the_nearest_one(folder: Folder)
         manifest_of(train, val=str(val))
 
 
-def test_hidden_files_and_files_outside_class_folders_are_not_looked_at(folder: Folder) -> None:
+def test_hidden_files_and_files_outside_class_folders_are_not_looked_at(folder: Folder, own: dict[str, str]) -> None:
     train = folder(a=3, b=3)
     for name in ("README.md", ".hidden", "a/.DS_Store", ".cache/x/image.png", "b/.thumbs/image.png"):
         (train / name).parent.mkdir(parents=True, exist_ok=True)
         (train / name).write_text("not an image")
-    manifest = manifest_of(train)
+    manifest = manifest_of(train, **own)
     assert manifest.classes == ("a", "b")
     assert manifest.bad == ()
 
 
-def test_excluded_patterns_are_left_out(folder: Folder) -> None:
+def test_excluded_patterns_are_left_out(folder: Folder, own: dict[str, str]) -> None:
     train = folder(a=4, b=4, c=4)
     (train / "a" / "notes.txt").write_text("not an image")
     (train / "a" / "deep").mkdir()
     (train / "a" / "deep" / "notes.txt").write_text("not an image")
-    manifest = manifest_of(train, exclude=("*.txt", "c/*", "b/003.png"))
+    manifest = manifest_of(train, **own, exclude=("*.txt", "c/*", "b/003.png"))
     assert manifest.classes == ("a", "b")
-    assert len(manifest.images) == 7
+    assert len(manifest.split("train")) == 7
     assert manifest.bad == ()
 
 
-def test_images_in_folders_below_their_class_belong_to_it(folder: Folder) -> None:
+def test_images_in_folders_below_their_class_belong_to_it(folder: Folder, own: dict[str, str]) -> None:
     train = folder(a=3, b=3)
     (train / "a" / "more").mkdir()
     shutil.move(train / "a" / "000.png", train / "a" / "more" / "000.png")
-    assert Counter(image.label for image in manifest_of(train).images) == {0: 3, 1: 3}
+    assert Counter(image.label for image in manifest_of(train, **own).split("train")) == {0: 3, 1: 3}
 
 
-def test_bad_images_are_left_out_with_their_reasons(folder: Folder) -> None:
+def test_bad_images_are_left_out_with_their_reasons(folder: Folder, own: dict[str, str]) -> None:
     train = folder(a=10, b=10)
     (train / "a" / "page.jpg").write_text("<html>404</html>")
     (train / "b" / "empty.jpg").write_bytes(b"")
     (train / "b" / "nowhere.png").symlink_to("gone.png")
-    manifest = manifest_of(train, max_bad_fraction=0.2)
-    assert len(manifest.images) == 20
+    manifest = manifest_of(train, **own, max_bad_fraction=0.2)
+    assert len(manifest.images) == 24
     assert [(Path(image.uri).name, image.reason) for image in manifest.bad] == [
         ("page.jpg", "a web page, not an image"),
         ("empty.jpg", "the file is empty"),
@@ -198,24 +197,27 @@ def test_bad_images_are_left_out_with_their_reasons(folder: Folder) -> None:
     ]
 
 
-def test_a_name_that_is_not_utf8_is_bad_with_a_reason(folder: Folder) -> None:
+def test_a_name_that_is_not_utf8_is_bad_with_a_reason(folder: Folder, own: dict[str, str]) -> None:
     train = folder(a=3, b=3)
     shutil.copy(train / "a" / "000.png", os.path.join(os.fsencode(train / "a"), b"\xff.png"))
-    manifest = manifest_of(train, max_bad_fraction=0.5)
+    manifest = manifest_of(train, **own, max_bad_fraction=0.5)
     assert [image.reason for image in manifest.bad] == ["its name is not valid UTF-8"]
     save_manifest(manifest, str(train.parent / "run"))
     assert load_manifest(str(train.parent / "run")) == manifest
 
 
-def test_the_saved_manifest_comes_back_equal_and_is_readable_by_others(folder: Folder, tmp_path: Path) -> None:
+def test_the_saved_manifest_comes_back_equal_and_is_readable_by_others(
+    folder: Folder, own: dict[str, str], tmp_path: Path
+) -> None:
     train = folder(a=4, b=4)
     (train / "a" / "page.jpg").write_text("<html>404</html>")
-    manifest = manifest_of(train, max_bad_fraction=0.5)
+    manifest = manifest_of(train, **own, max_bad_fraction=0.5)
     save_manifest(manifest, str(tmp_path / "run"))
     assert load_manifest(str(tmp_path / "run")) == manifest
     table = pq.read_table(tmp_path / "run" / "manifest.parquet")
-    assert table.column_names == ["uri", "label", "split", "content_id", "bytes", "width", "height", "status"]
-    assert Counter(table.column("status").to_pylist()) == {"ok": 8, "a web page, not an image": 1}
+    assert table.column_names[:8] == ["uri", "label", "split", "content_id", "bytes", "width", "height", "status"]
+    assert table.column_names[8:] == ["version", "shard", "row"]
+    assert Counter(table.column("status").to_pylist()) == {"ok": 12, "a web page, not an image": 1}
     assert (tmp_path / "run" / "bad_images.jsonl").read_text() == (
         f'{{"uri": "{train}/a/page.jpg", "reason": "a web page, not an image"}}\n'
     )
@@ -253,23 +255,39 @@ def test_a_single_class_is_named(folder: Folder) -> None:
     assert_refused(folder(only=5), "one class only, 'only'")
 
 
-@pytest.mark.parametrize("num_images", [1, 2])
-def test_a_class_with_fewer_images_than_splits_is_named_with_its_count(num_images: int, folder: Folder) -> None:
-    assert_refused(folder(many=9, few=num_images), f"class 'few' has {num_images} different readable images")
-
-
-def test_copies_do_not_make_a_class_large_enough(folder: Folder) -> None:
-    train = folder(many=9, copies=1)
+def test_a_class_without_an_image_in_train_is_named_with_its_count(folder: Folder) -> None:
+    train = folder(many=40, few=1)
+    [only] = (train / "few").iterdir()
+    content_id = hashlib.sha256(only.read_bytes()).hexdigest()
+    seed = next(seed for seed in range(100) if position(seed, content_id) < 0.4)
+    fields = {"test_fraction": 0.4, "val_fraction": 0.2, "split_seed": seed}
+    message = rf"class 'few' has 1 different readable images, none of them in train \(data.split_seed={seed}\)"
+    assert_refused(train, message, **fields)
     for index in range(5):
-        shutil.copy(train / "copies" / "000.png", train / "copies" / f"copy{index}.png")
-    assert_refused(train, "class 'copies' has 1 different readable images")
+        shutil.copy(only, train / "few" / f"copy{index}.png")
+    assert_refused(train, message, **fields)
 
 
-def test_a_class_whose_images_are_all_bad_is_named(folder: Folder) -> None:
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_an_empty_split_is_named_with_the_remedies(split: str, folder: Folder) -> None:
+    train = folder(a=3, b=3)
+    message = f"none of its images falls to {split} .data.{split}_fraction=0.0001.*name data.{split}, or"
+    fractions = {"val_fraction": 0.0001, "test_fraction": 0.0001}
+    other = "test" if split == "val" else "val"
+    assert_refused(train, message, **fractions, **{other: str(folder(other, a=1))})
+
+
+def test_an_own_val_without_a_readable_image_is_named(folder: Folder, own: dict[str, str]) -> None:
+    for path in Path(own["val"]).rglob("*.png"):
+        path.write_text("<html>404</html>")
+    assert_refused(folder(a=9, b=9), "^data.val: .*/val holds no readable image$", **own, max_bad_fraction=0.5)
+
+
+def test_a_class_whose_images_are_all_bad_is_named(folder: Folder, own: dict[str, str]) -> None:
     train = folder(a=9, b=9)
     (train / "c").mkdir()
     (train / "c" / "page.jpg").write_text("<html>404</html>")
-    assert_refused(train, "class 'c' has 0 different readable images", max_bad_fraction=0.5)
+    assert_refused(train, "class 'c' has 0 different readable images", **own, max_bad_fraction=0.5)
 
 
 def test_unreadable_images_alone_are_refused_with_the_first_reasons(tmp_path: Path) -> None:
@@ -280,16 +298,20 @@ def test_unreadable_images_alone_are_refused_with_the_first_reasons(tmp_path: Pa
     assert_refused(tmp_path, "none of the 6 files .*/a/0.jpg: a web page, not an image;", max_bad_fraction=1.0)
 
 
-def test_too_many_bad_images_are_refused_with_counts_reasons_and_the_remedy(folder: Folder) -> None:
+def test_too_many_bad_images_are_refused_with_counts_reasons_and_the_remedy(
+    folder: Folder, own: dict[str, str]
+) -> None:
     train = folder(a=6, b=6)
     for index in range(3):
         (train / "a" / f"page{index}.jpg").write_text("<html>404</html>")
-    assert_refused(train, r"3 of 15 images cannot be read.*max_bad_fraction=0\.05.*a web page", max_bad_fraction=0.05)
+    assert_refused(
+        train, r"3 of 19 images cannot be read.*max_bad_fraction=0\.05.*a web page", **own, max_bad_fraction=0.05
+    )
     with pytest.raises(DataError) as caught:
-        manifest_of(train)
+        manifest_of(train, **own)
     suggested = re.search(r"\(data\.max_bad_fraction=([0-9.]+) would", str(caught.value))
     assert suggested is not None
-    assert len(manifest_of(train, max_bad_fraction=float(suggested[1])).bad) == 3
+    assert len(manifest_of(train, **own, max_bad_fraction=float(suggested[1])).bad) == 3
 
 
 def test_the_real_folder_with_its_gif_placeholder_is_read_whole(shared_dir: Path) -> None:

@@ -1,0 +1,171 @@
+"""From a configuration's locations to a manifest's parts: list, check the classes, inspect, split, sort.
+
+    gathered = gather(config.data)
+
+Names go through a file on local disk and what was found of each image goes straight into columns, so that memory grows
+by some 250 bytes an image and not by a Python object.
+"""
+
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tlray.config import DataConfig
+from tlray.data.images import SCHEMA, SPLITS, BadImage, Images, id_bytes, id_column
+from tlray.data.inspect import OK, Inspected, Keep, Known, inspect
+from tlray.data.sources import Entry, Listing, Source, open_source, write_listing
+from tlray.data.splits import check_counts, place
+from tlray.errors import DataError, nearest
+
+NUM_REASONS = 3  # quoted when there are too many bad images
+AT_ONCE = 16384  # rows collected before they become columns
+SORTED_BY = ("split", "label", "content_id", "uri")
+Found = Iterator[tuple[Entry, Inspected]]
+
+
+@dataclass(frozen=True)
+class Gathered:
+    classes: tuple[str, ...]
+    images: Images
+    bad: tuple[BadImage, ...]
+    notes: tuple[str, ...]
+
+
+def gather(data: DataConfig, known: Known, keep: Keep | None) -> Gathered:
+    """As make_manifest says, which this does the work of."""
+    assert data.train is not None, "synthetic images are made, and become ordinary locations, before this"
+    locations = {"data.train": data.train, "data.val": data.val, "data.test": data.test}
+    sources = {field: open_source(field, uri, data) for field, uri in locations.items() if uri is not None}
+    with tempfile.TemporaryDirectory(prefix="tlray-listing-") as folder:
+        listings = {field: write_listing(field, s, Path(folder) / f"{field}.parquet") for field, s in sources.items()}
+        classes = _check_classes(listings, data.train)
+        fractions = _fractions(data, listings["data.train"])
+        found = _inspect_all(sources, listings, data, known, keep)
+        columns, bad = _collect(found, {name: label for label, name in enumerate(classes)})
+    bad.sort(key=lambda image: image.uri)
+    _check_bad(bad, sum(listing.num_entries for listing in listings.values()), data.max_bad_fraction)
+    images = _sorted(_split(columns, data.split_seed, fractions))
+    notes = tuple(f"{field}: {source.description}" for field, source in sources.items())
+    return Gathered(tuple(classes), images, tuple(bad), notes + check_counts(classes, _counts(images, classes), data))
+
+
+def _check_classes(listings: Mapping[str, Listing], train: str) -> list[str]:
+    """The classes of train in order; DataError when there is only one, or val or test has others."""
+    names = listings["data.train"].classes
+    if not names:
+        raise DataError(f"data.train: nothing in {train} has a class")
+    if len(names) == 1:
+        raise DataError(
+            f"data.train: {train} has one class only, {next(iter(names))!r}; a classifier needs two or more"
+        )
+    for field, listing in listings.items():
+        for name, uri in listing.classes.items():
+            if name not in names:
+                hint = "".join(f"; did you mean {near!r}?" for near in nearest(name, names))
+                raise DataError(f"{field}: class {name!r} ({uri}) is not in data.train{hint}")
+    whole_numbers = all(name.isdecimal() and str(int(name)) == name for name in names)
+    return sorted(names, key=int) if whole_numbers else sorted(names)
+
+
+def _fractions(data: DataConfig, train: Listing) -> dict[str, float]:
+    """What is split off train for val and test; nothing for one that has images of its own."""
+    fractions = {}
+    for split in ("val", "test"):
+        own, rows = getattr(data, split), train.splits[split]
+        if own is not None and rows:
+            raise DataError(
+                f"data.{split}: {own} is given, but {rows} rows of data.train say {split}: keep one of them"
+            )
+        fractions[split] = 0.0 if own is not None or rows else getattr(data, f"{split}_fraction")
+    return fractions
+
+
+def _inspect_all(
+    sources: Mapping[str, Source], listings: Mapping[str, Listing], data: DataConfig, known: Known, keep: Keep | None
+) -> Found:
+    for field, source in sources.items():
+        yield from inspect(source, listings[field], known=known, num_threads=data.num_threads, keep=keep)
+
+
+def _collect(found: Found, label_of: Mapping[str, int]) -> tuple[pa.Table, list[BadImage]]:
+    """Usable images as a table like a manifest's, with split -1 where it is not decided yet; and the others."""
+    batches: list[pa.RecordBatch] = []
+    bad: list[BadImage] = []
+    while some := list(islice(found, AT_ONCE)):
+        bad += [BadImage(entry.uri, what.status) for entry, what in some if what.status != OK]
+        good = [(entry, what) for entry, what in some if what.status == OK]
+        values = {
+            "uri": [entry.uri for entry, _ in good],
+            "label": [label_of[entry.class_name] for entry, _ in good],
+            "split": [_given_split(entry) for entry, _ in good],
+            "content_id": id_column([what.content_id for _, what in good]),
+            "num_bytes": [what.num_bytes for _, what in good],
+            "width": [what.width for _, what in good],
+            "height": [what.height for _, what in good],
+            "version": [entry.version for entry, _ in good],
+            "shard": [""] * len(good),
+            "row": [-1] * len(good),
+        }
+        batches.append(pa.record_batch([pa.array(values[field.name], field.type) for field in SCHEMA], schema=SCHEMA))
+    return pa.Table.from_batches(batches, schema=SCHEMA), bad
+
+
+def _given_split(entry: Entry) -> int:
+    """The code of the split that the location or the source says; -1 for what is to be split off train, or stay."""
+    name = entry.split or entry.field.removeprefix("data.")
+    return -1 if name == "train" else SPLITS.index(name)
+
+
+def _check_bad(bad: Sequence[BadImage], num_files: int, max_bad_fraction: float) -> None:
+    if not bad or (len(bad) < num_files and len(bad) <= max_bad_fraction * num_files):
+        return
+    reasons = "; ".join(f"{image.uri}: {image.reason}" for image in bad[:NUM_REASONS])
+    if len(bad) == num_files:
+        raise DataError(f"none of the {num_files} files can be read as an image, for example {reasons}")
+    needed = math.ceil(1000 * len(bad) / num_files) / 1000
+    raise DataError(
+        f"{len(bad)} of {num_files} images cannot be read, more than data.max_bad_fraction={max_bad_fraction:g} allows "
+        f"(data.max_bad_fraction={needed:g} would go on without them), for example {reasons}"
+    )
+
+
+def _split(table: pa.Table, split_seed: int, fractions: Mapping[str, float]) -> dict[str, pa.ChunkedArray]:
+    """The columns with every split decided."""
+    codes = table["split"].to_numpy().copy()
+    waiting = np.flatnonzero(codes < 0)
+    placed = place(
+        id_bytes(table["content_id"])[waiting],
+        split_seed=split_seed,
+        test_fraction=fractions["test"],
+        val_fraction=fractions["val"],
+    )
+    codes[waiting] = placed
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    columns["split"] = pa.chunked_array([pa.array(codes)])
+    return columns
+
+
+def _sorted(columns: dict[str, pa.ChunkedArray]) -> Images:
+    """Takes the columns apart: each is let go as soon as it is sorted, so that only one is there twice."""
+    keys = pa.table({name: columns[name] for name in SORTED_BY})
+    order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in SORTED_BY])
+    del keys
+    return Images(pa.table([columns.pop(field.name).take(order) for field in SCHEMA], schema=SCHEMA))
+
+
+def _counts(images: Images, classes: Sequence[str]) -> np.ndarray:
+    """Different images of each class and split -> (num_classes, 3), splits by code."""
+    counts = np.zeros((len(classes), len(SPLITS)), dtype=np.int64)
+    if len(images):
+        ids, labels, splits = images.content_ids, images.labels, images.splits
+        new = (ids[1:] != ids[:-1]).any(axis=1) | (labels[1:] != labels[:-1]) | (splits[1:] != splits[:-1])
+        first = np.flatnonzero(np.concatenate([[True], new]))
+        np.add.at(counts, (labels[first], splits[first]), 1)
+    return counts

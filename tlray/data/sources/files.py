@@ -1,0 +1,86 @@
+"""The files below a location that a source looks at, and how a mistake in one of them is told."""
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pyarrow as pa
+
+from tlray import storage
+from tlray.config import DataConfig
+from tlray.errors import DataError
+from tlray.storage import FileInfo
+
+LISTING_THREADS = 16  # requests at once where a listing can be cut into parts
+
+
+def list_visible(field: str, location: str) -> Iterator[tuple[str, FileInfo]]:
+    """(path relative to the location, file) of every file that is not hidden; DataError for no such folder."""
+    try:
+        for info in storage.list_files(location, num_threads=LISTING_THREADS):
+            path = info.uri.removeprefix(location).lstrip("/")
+            if not any(part.startswith(".") for part in path.split("/")):
+                yield path, info
+    except storage.NotFoundError:
+        raise DataError(f"{field}: {location} does not exist") from None
+
+
+def container_files(field: str, location: str, endings: Sequence[str], data: DataConfig) -> Iterator[tuple[str, str]]:
+    """(uri, version) of the files with one of the endings: the location itself, or those below it, sorted.
+
+    A single file has no version, as it was not listed.
+    """
+    if location.lower().endswith(tuple(endings)):
+        yield location, ""
+        return
+    found = False
+    for path, info in list_visible(field, location):
+        if path.lower().endswith(tuple(endings)) and not is_excluded(path, data):
+            found = True
+            yield info.uri, info.version
+    if not found:
+        raise DataError(f"{field}: {location} holds no files that end in {' or '.join(endings)}")
+
+
+def is_excluded(path: str, data: DataConfig) -> bool:
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in data.exclude)
+
+
+def check_unchanged(uri: str, version: str) -> None:
+    """ChangedError when a container is no longer the one that was listed: its members lie elsewhere then."""
+    if version:
+        storage.read_range(uri, 0, 1, version)
+
+
+@contextmanager
+def named_errors(field: str, uri: str, kind: str) -> Iterator[None]:
+    """What pyarrow says of a damaged file, and a file that is not there, as one line that names the field."""
+    try:
+        yield
+    except storage.NotFoundError:
+        raise DataError(f"{field}: {uri} does not exist") from None
+    except (pa.ArrowException, EOFError, OSError) as error:  # OSError: pyarrow's for damage inside a Parquet file
+        raise DataError(f"{field}: {uri} cannot be read as {kind}: {' '.join(str(error).split())}") from None
+
+
+def check_column(field: str, uri: str, role: str, name: str, columns: Sequence[str]) -> None:
+    """DataError that names the setting when a table has no such column."""
+    if name not in columns:
+        raise DataError(
+            f"{field}: {uri} has no column {name!r}; name another one with data.columns.{role} "
+            f"(it has {', '.join(map(repr, columns)) or 'none'})"
+        )
+
+
+def split_of(field: str, where: str, value: str) -> str:
+    """A value of a split column as train, val or test; DataError that names the row (`where`) for others.
+
+    What the user names as data.val is val: a column that says otherwise contradicts.
+    """
+    split = {"validation": "val", "valid": "val"}.get(value, value)
+    if split not in ("train", "val", "test"):
+        raise DataError(f"{field}: {where} has split {value!r}; expected train, val or test")
+    own = field.removeprefix("data.")
+    if own != "train" and split != own:
+        raise DataError(f"{field}: {where} has split {value!r}; a location named as {field} can only hold {own}")
+    return split

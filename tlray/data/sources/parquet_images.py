@@ -1,0 +1,113 @@
+"""Parquet files with the encoded images in them: a column of bytes, or Hugging Face's struct of bytes and path."""
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import groupby
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tlray import storage
+from tlray.config import DataConfig
+from tlray.data.decode import BadImageError
+from tlray.data.sources.entry import Entry, Load
+from tlray.data.sources.files import check_column, check_unchanged, container_files, named_errors, split_of
+from tlray.data.sources.table import PARQUET, as_text
+from tlray.errors import DataError
+
+LABELS_AT_ONCE = 8192
+IMAGES_AT_ONCE = 16  # of 12 megapixels some 100 MB
+
+
+class ParquetImagesSource:
+    """Rows in the order of the files; FILE.parquet#ROW names one."""
+
+    description = "Parquet files with the images in them"
+
+    def __init__(self, field: str, location: str, data: DataConfig) -> None:
+        self._field, self._location, self._data = field, location, data
+
+    def entries(self) -> Iterator[Entry]:
+        """Labels alone are read."""
+        found = False
+        for uri, version in container_files(self._field, self._location, PARQUET, self._data):
+            with named_errors(self._field, uri, "Parquet"), storage.open_file(uri) as file:
+                for row, (label, split) in enumerate(self._labels(uri, pq.ParquetFile(file))):
+                    where = f"row {row + 1} of {uri}"
+                    if not label:
+                        raise DataError(f"{self._field}: {where} has no {self._data.columns.label}")
+                    chosen = "" if split is None else split_of(self._field, where, split)
+                    found = True
+                    yield Entry(self._field, f"{uri}#{row}", label, chosen, version=version)
+        if not found:
+            raise DataError(f"{self._field}: {self._location} holds no rows")
+
+    def read(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Load]]:
+        for (uri, version), members in groupby(entries, key=lambda entry: (_file_of(entry), entry.version)):
+            check_unchanged(uri, version)
+            with named_errors(self._field, uri, "Parquet"), storage.open_file(uri) as file:
+                yield from _read_rows(pq.ParquetFile(file), self._data.columns.image, members)
+
+    def _labels(self, uri: str, parquet: pq.ParquetFile) -> Iterator[tuple[str | None, str | None]]:
+        """(label, split) of each row; the split is None where no column says."""
+        names, there = self._data.columns, parquet.schema_arrow.names
+        split = names.split or ("split" if "split" in there else None)
+        for role, name in (("image", names.image), ("label", names.label), ("split", split)):
+            if name is not None:
+                check_column(self._field, uri, role, name, there)
+        if not holds_bytes(parquet.schema_arrow.field(names.image).type):
+            kind = parquet.schema_arrow.field(names.image).type
+            raise DataError(f"{self._field}: {uri}: column {names.image!r} holds {kind}; expected the bytes of images")
+        columns = [names.label] if split is None else [names.label, split]
+        for batch in parquet.iter_batches(LABELS_AT_ONCE, columns=columns):
+            texts = [as_text(self._field, uri, name, batch.column(name)).to_pylist() for name in columns]
+            splits = [None] * batch.num_rows if split is None else [value or "" for value in texts[1]]
+            yield from zip(texts[0], splits, strict=True)
+
+
+def holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and holds_bytes(kind.field("bytes").type)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def read_row(uri: str, row: int, column: str, version: str = "") -> bytes:
+    """The bytes of one row; reads its whole row group, so this is for a few of them."""
+    check_unchanged(uri, version)
+    entry = Entry("", f"{uri}#{row}", "")
+    with storage.open_file(uri) as file:
+        for _, load in _read_rows(pq.ParquetFile(file), column, iter([entry])):
+            return load()
+    raise storage.NotFoundError(f"{uri} has no row {row}")
+
+
+def _read_rows(parquet: pq.ParquetFile, column: str, members: Iterator[Entry]) -> Iterator[tuple[Entry, Load]]:
+    """The rows that `members` name, which are in ascending order; row groups without one are not read."""
+    entry = next(members, None)
+    start = 0
+    for group in range(parquet.num_row_groups):
+        stop = start + parquet.metadata.row_group(group).num_rows
+        if entry is not None and _row_of(entry) < stop:
+            at = start
+            for batch in parquet.iter_batches(IMAGES_AT_ONCE, row_groups=[group], columns=[column]):
+                while entry is not None and _row_of(entry) < at + batch.num_rows:
+                    yield entry, partial(_bytes_of, batch.column(0), _row_of(entry) - at)
+                    entry = next(members, None)
+                at += batch.num_rows
+        start = stop
+
+
+def _file_of(entry: Entry) -> str:
+    return entry.uri.rpartition("#")[0]
+
+
+def _row_of(entry: Entry) -> int:
+    return int(entry.uri.rpartition("#")[2])
+
+
+def _bytes_of(column: pa.Array, row: int) -> bytes:
+    value = column[row].as_py()
+    data = value["bytes"] if isinstance(value, dict) else value
+    if data is None:
+        raise BadImageError("its row holds no bytes")
+    return data

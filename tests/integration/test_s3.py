@@ -145,7 +145,7 @@ def test_wrong_credentials_are_said_to_be_refused_and_not_shown(
     for operation in (
         lambda: storage.read_bytes(f"{s3.uri}/object"),
         lambda: storage.check_writable(s3.uri),
-        lambda: make_manifest(DataConfig(train=f"{s3.uri}/images"), 0),
+        lambda: make_manifest(DataConfig(train=f"{s3.uri}/images")),
     ):
         with pytest.raises(StorageError, match=r"the credentials are refused by http://127\.0\.0\.1") as caught:
             operation()
@@ -220,12 +220,12 @@ def test_a_local_folder_and_its_copy_on_s3_give_the_same_manifest(
     manifests = []
     for root in (str(tmp_path), f"{s3.uri}/images"):
         own = {"val": f"{root}/val", "test": f"{root}/test"} if own_splits else {}
-        manifest = make_manifest(DataConfig(train=f"{root}/train", **own), seed=3)
+        manifest = make_manifest(DataConfig(train=f"{root}/train", **own))
         assert load_manifest_after_saving(manifest, storage.join(root, "run")) == manifest
         manifests.append(
             replace(
                 manifest,
-                images=tuple(replace(image, uri=image.uri.removeprefix(root)) for image in manifest.images),
+                images=tuple(replace(image, uri=image.uri.removeprefix(root), version="") for image in manifest.images),
                 bad=tuple(replace(image, uri=image.uri.removeprefix(root)) for image in manifest.bad),
             )
         )
@@ -241,7 +241,7 @@ def load_manifest_after_saving(manifest: Any, run_uri: str) -> Any:
 
 def test_an_empty_prefix_is_no_data(s3: Any) -> None:
     with pytest.raises(DataError, match=re.escape(f"data.train: {s3.uri}/nothing holds no class folders")):
-        make_manifest(DataConfig(train=f"{s3.uri}/nothing"), 0)
+        make_manifest(DataConfig(train=f"{s3.uri}/nothing"))
 
 
 def test_a_download_is_a_copy_of_the_object(s3: Any, tmp_path: Path) -> None:

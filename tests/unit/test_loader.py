@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from image_splits import split_folders
 from PIL import Image
 
 from tlray import storage
@@ -39,8 +40,9 @@ def empty_cache() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def manifest(image_folder: Path) -> Manifest:
-    return make_manifest(DataConfig(train=str(image_folder), val_fraction=0.2, test_fraction=0.2), seed=0)
+def manifest(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    folders = split_folders(image_folder, tmp_path_factory.mktemp("splits"), val=2, test=2)
+    return make_manifest(DataConfig(**folders))
 
 
 def streams_of(manifest: Manifest, preprocessing: Preprocessing = SMALL, **arguments: Any) -> Streams:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from image_splits import split_folders
 from probe_runs import (
     MIX,
     TOLERANCE,
@@ -26,8 +27,9 @@ from tlray.training.trial import load_trained
 
 
 @pytest.fixture(scope="module")
-def manifest(image_folder: Path) -> Manifest:
-    return make_manifest(DataConfig(train=str(image_folder), val_fraction=0.25, test_fraction=0.25), 0)
+def manifest(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    folders = split_folders(image_folder, tmp_path_factory.mktemp("splits"), val=3, test=3)
+    return make_manifest(DataConfig(**folders))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

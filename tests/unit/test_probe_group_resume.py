@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from image_splits import split_folders
 from probe_runs import DIFFERS, activation_images, assert_same_row, make_trials, run_group, run_one_by_one
 from safetensors.torch import load_file
 
@@ -19,8 +20,9 @@ from tlray.training.worker import local_worker
 
 
 @pytest.fixture(scope="module")
-def manifest(image_folder: Path) -> Manifest:
-    return make_manifest(DataConfig(train=str(image_folder), val_fraction=0.25, test_fraction=0.25), 0)
+def manifest(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    folders = split_folders(image_folder, tmp_path_factory.mktemp("splits"), val=3, test=3)
+    return make_manifest(DataConfig(**folders))
 
 
 def assert_equal_runs(ours: Path, theirs: Path, trials: Sequence[TrialConfig]) -> None:

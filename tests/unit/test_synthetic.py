@@ -66,7 +66,7 @@ def test_the_tasks_have_no_class_and_no_background_in_common(tmp_path: Path) -> 
 def test_a_manifest_can_be_made_of_it(tmp_path: Path) -> None:
     made(tmp_path, train=2, val=1, test=1)
     data = DataConfig(**{split: str(tmp_path / split) for split in ("train", "val", "test")})
-    manifest = make_manifest(data, seed=0)
+    manifest = make_manifest(data)
     assert manifest.classes == tuple(sorted(SHAPES["target"]))
     assert [len(manifest.split(split)) for split in ("train", "val", "test")] == [12, 6, 6]
     assert manifest.bad == ()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from image_splits import split_folders
 
 from tlray.backbone import build_backbone
 from tlray.config import BackboneConfig, DataConfig, Recipe, StrategyConfig, TrialConfig
@@ -22,9 +23,9 @@ NETWORK = BackboneConfig(id="timm/test_resnet", weights="none", input_size=32)
 
 
 @pytest.fixture(scope="module")
-def images(image_folder: Path) -> TrialImages:
-    data = DataConfig(train=str(image_folder), val_fraction=0.25, test_fraction=0.25)
-    return manifest_images(make_manifest(data, 0), data)
+def images(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrialImages:
+    data = DataConfig(**split_folders(image_folder, tmp_path_factory.mktemp("splits"), val=3, test=3))
+    return manifest_images(make_manifest(data), data)
 
 
 def make_trial(strategy: str = "full", **recipe: object) -> TrialConfig:

@@ -15,6 +15,7 @@ from activation_samples import run_python
 from shard_samples import add_images, assert_all_read, image_bytes, number_of, row_of
 
 from tlray import storage
+from tlray.data.decode import BadImageError
 from tlray.data.shards import ImageShardError, ImageShards, collection_uri, index
 from tlray.errors import StorageError
 from tlray.stores import maps
@@ -255,6 +256,22 @@ def test_an_error_in_the_block_keeps_what_was_whole_and_drops_what_was_not(store
     listed = {number_of(uri) for uri in store.index()["uri"].to_pylist()}
     assert 0 < len(listed) < 30
     assert_all_read(store, sorted(listed))
+
+
+def test_a_shard_that_cannot_be_written_ends_the_block(store: ImageShards, tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file")
+    with pytest.raises(StorageError, match=f"{tmp_path}/store"):
+        write(store, range(30))
+
+
+def test_an_image_that_cannot_be_made_smaller_ends_the_block(store: ImageShards) -> None:
+    def shrink() -> None:
+        with store.writer(max_side=8) as writer:
+            add_images(writer, range(3))
+
+    with pytest.raises(BadImageError):
+        shrink()
+    assert len(store.index()) == 0
 
 
 def test_the_folder_of_a_collection_follows_from_what_it_is(tmp_path: Path) -> None:

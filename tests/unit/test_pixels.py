@@ -233,9 +233,7 @@ def test_an_error_while_drawing_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_too_few_images_leave_nothing(tmp_path: Path) -> None:
-    from tlray.stores.node_files import UnsoundFile
-
-    with pytest.raises(UnsoundFile):
+    with pytest.raises(AssertionError, match="one image for each row"):
         PixelStore.open(str(tmp_path), IDS, PREPROCESSING, lambda rows: map(image_of, IDS[:19]))
     assert files(tmp_path) == []
 

@@ -63,9 +63,14 @@ class ImageShards:
         """A snapshot of what is visible: uri, version, content_id, num_bytes, width, height, status, shard, row."""
         return self._index.load()
 
-    def writer(self, *, max_side: int | None = None, shard_bytes: int = SHARD_BYTES) -> ShardWriter:
-        """max_side: images whose short side is longer are kept as JPEGs of that short side, in pixels."""
-        return ShardWriter(self._folder, max_side=max_side, shard_bytes=shard_bytes)
+    def writer(
+        self, *, max_side: int | None = None, shard_bytes: int = SHARD_BYTES, num_threads: int = 2
+    ) -> ShardWriter:
+        """max_side: images whose short side is longer are kept as JPEGs of that short side, in pixels.
+
+        num_threads: that make images smaller.
+        """
+        return ShardWriter(self._folder, max_side=max_side, shard_bytes=shard_bytes, num_threads=num_threads)
 
     def read(self, shard: str, row: int) -> memoryview:
         """The encoded image, read-only, in the memory of the map: what holds on to it keeps the shard's file open.

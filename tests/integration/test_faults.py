@@ -119,10 +119,17 @@ def test_the_total_time_bounds_the_attempts(uri: str, proxy: FaultProxy, monkeyp
     assert proxy.seen("/object") < 100
 
 
-def test_a_part_of_a_large_object_that_breaks_off_is_fetched_again(s3: Any, uri: str, proxy: FaultProxy) -> None:
+@pytest.mark.parametrize(
+    "fault",
+    [fault_proxy.truncated, fault_proxy.cut_short, fault_proxy.announced_too_short, fault_proxy.announced_too_long],
+    ids=by_name,
+)
+def test_a_part_of_a_large_object_that_is_not_whole_is_fetched_again(
+    fault: Any, s3: Any, uri: str, proxy: FaultProxy
+) -> None:
     large = os.urandom(20 * 2**20)
     storage.write_bytes(f"{s3.uri}/large", large)
-    proxy.spoil(fault_proxy.truncated, times=2, path="/large")
+    proxy.spoil(fault, times=2, path="/large")
     assert storage.read_bytes(f"{s3.uri}/large") == large
     assert proxy.seen("/large") == 3 + 2
 

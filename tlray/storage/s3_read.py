@@ -8,11 +8,13 @@ obstore does it at a quarter of boto3's CPU time. boto3 serves where obstore can
 for paths and changes (`a//b`, `a/`, `a/../b`), servers that do not know ranges, and forked processes.
 """
 
+import io
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tlray.errors import StorageError
 from tlray.storage.s3_access import Access, can_use_obstore
@@ -20,7 +22,11 @@ from tlray.storage.s3_errors import RequestFailed, bucket_and_key, failed_read, 
 from tlray.storage.s3_retry import with_retries
 from tlray.storage.types import ChangedError, ends_too_early
 
+if TYPE_CHECKING:
+    import obstore
+
 PART_BYTES = 8 * 2**20
+SMALL_BYTES = 2**20
 PARTS_AHEAD = 4  # of a large object, fetched side by side
 RESTARTS = 3  # of a read during which the object was replaced, where any version will do
 
@@ -141,12 +147,28 @@ def _by_obstore(clients: Access, bucket: str, key: str, start: int, stop: int, v
     store = clients.store(bucket)
     try:
         result = obstore.get(store, key, options=options)
-        data = bytes(result.bytes())
+        data = _body(result)
     except (BaseError, FileNotFoundError) as error:
         if "non-partial response" in str(error):  # the server does not know ranges
             return _by_boto3(clients, bucket, key, start, stop, version)
         raise failed_read(error) from None
     return Part(data, result.meta["size"], plain_version(result.meta["e_tag"] or ""))
+
+
+def _body(result: "obstore.GetResult") -> bytes:
+    """What came, however much it is.
+
+    A large body goes piece by piece into memory that is there already: put together by obstore and then copied it would
+    cost three times the CPU (14 instead of 4.5 ms for 8 MB), all of it for touching new pages.
+    """
+    start, stop = result.range
+    if stop - start < SMALL_BYTES:
+        return bytes(result.bytes())
+    body = io.BytesIO(bytes(stop - start))
+    for piece in result.stream(min_chunk_size=0):
+        body.write(piece)
+    body.truncate()
+    return body.getvalue()
 
 
 def _by_boto3(clients: Access, bucket: str, key: str, start: int, stop: int, version: str | None) -> Part:

@@ -4,7 +4,7 @@
         writer.add(row, data)                               # from any number of threads
     writer.names                                            # of the shards that were written
 
-A shard is written by a thread while the next one fills, so that memory holds three times the bytes of a shard at most.
+A shard is written by a thread while the next one fills, so that memory holds four times the bytes of a shard at most.
 What an error or a signal interrupts loses the shard that was being filled, and none of those before it.
 """
 

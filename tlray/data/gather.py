@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from tlray.config import DataConfig
 from tlray.data.images import SCHEMA, SPLITS, BadImage, Images, id_bytes, id_column
@@ -25,7 +26,7 @@ from tlray.data.splits import check_counts, place
 from tlray.errors import DataError, nearest
 
 NUM_REASONS = 3  # quoted when there are too many bad images
-AT_ONCE = 16384  # rows collected before they become columns
+AT_ONCE = 8192  # rows collected before they become columns
 SORTED_BY = ("split", "label", "content_id", "uri")
 Found = Iterator[tuple[Entry, Inspected]]
 
@@ -48,10 +49,11 @@ def gather(data: DataConfig, known: Known, keep: Keep | None) -> Gathered:
         classes = _check_classes(listings, data.train)
         fractions = _fractions(data, listings["data.train"])
         found = _inspect_all(sources, listings, data, known, keep)
-        columns, bad = _collect(found, {name: label for label, name in enumerate(classes)})
-    bad.sort(key=lambda image: image.uri)
-    _check_bad(bad, sum(listing.num_entries for listing in listings.values()), data.max_bad_fraction)
-    images = _sorted(_split(columns, data.split_seed, fractions))
+        path = Path(folder) / "found.parquet"
+        bad = _collect(found, {name: label for label, name in enumerate(classes)}, path)
+        bad.sort(key=lambda image: image.uri)
+        _check_bad(bad, sum(listing.num_entries for listing in listings.values()), data.max_bad_fraction)
+        images = _assemble(path, data.split_seed, fractions)
     notes = tuple(f"{field}: {source.description}" for field, source in sources.items())
     return Gathered(tuple(classes), images, tuple(bad), notes + check_counts(classes, _counts(images, classes), data))
 
@@ -94,27 +96,28 @@ def _inspect_all(
         yield from inspect(source, listings[field], known=known, num_threads=data.num_threads, keep=keep)
 
 
-def _collect(found: Found, label_of: Mapping[str, int]) -> tuple[pa.Table, list[BadImage]]:
-    """Usable images as a table like a manifest's, with split -1 where it is not decided yet; and the others."""
-    batches: list[pa.RecordBatch] = []
+def _collect(found: Found, label_of: Mapping[str, int], path: Path) -> list[BadImage]:
+    """Writes usable images to a Parquet file like a manifest, split -1 where it is not decided -> the others."""
     bad: list[BadImage] = []
-    while some := list(islice(found, AT_ONCE)):
-        bad += [BadImage(entry.uri, what.status) for entry, what in some if what.status != OK]
-        good = [(entry, what) for entry, what in some if what.status == OK]
-        values = {
-            "uri": [entry.uri for entry, _ in good],
-            "label": [label_of[entry.class_name] for entry, _ in good],
-            "split": [_given_split(entry) for entry, _ in good],
-            "content_id": id_column([what.content_id for _, what in good]),
-            "num_bytes": [what.num_bytes for _, what in good],
-            "width": [what.width for _, what in good],
-            "height": [what.height for _, what in good],
-            "version": [entry.version for entry, _ in good],
-            "shard": [""] * len(good),
-            "row": [-1] * len(good),
-        }
-        batches.append(pa.record_batch([pa.array(values[field.name], field.type) for field in SCHEMA], schema=SCHEMA))
-    return pa.Table.from_batches(batches, schema=SCHEMA), bad
+    with pq.ParquetWriter(path, SCHEMA, use_dictionary=["label", "split"]) as writer:
+        while some := list(islice(found, AT_ONCE)):
+            bad += [BadImage(entry.uri, what.status) for entry, what in some if what.status != OK]
+            good = [(entry, what) for entry, what in some if what.status == OK]
+            values = {
+                "uri": [entry.uri for entry, _ in good],
+                "label": [label_of[entry.class_name] for entry, _ in good],
+                "split": [_given_split(entry) for entry, _ in good],
+                "content_id": id_column([what.content_id for _, what in good]),
+                "num_bytes": [what.num_bytes for _, what in good],
+                "width": [what.width for _, what in good],
+                "height": [what.height for _, what in good],
+                "version": [entry.version for entry, _ in good],
+                "shard": [""] * len(good),
+                "row": [-1] * len(good),
+            }
+            columns = [pa.array(values[field.name], field.type) for field in SCHEMA]
+            writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
+    return bad
 
 
 def _given_split(entry: Entry) -> int:
@@ -136,35 +139,36 @@ def _check_bad(bad: Sequence[BadImage], num_files: int, max_bad_fraction: float)
     )
 
 
-def _split(table: pa.Table, split_seed: int, fractions: Mapping[str, float]) -> dict[str, pa.ChunkedArray]:
-    """The columns with every split decided."""
-    codes = table["split"].to_numpy().copy()
-    waiting = np.flatnonzero(codes < 0)
-    placed = place(
-        id_bytes(table["content_id"])[waiting],
-        split_seed=split_seed,
-        test_fraction=fractions["test"],
-        val_fraction=fractions["val"],
+def _assemble(path: Path, split_seed: int, fractions: Mapping[str, float]) -> Images:
+    """The collected images, split and sorted. Columns are read one by one, so that only one is there twice."""
+    with pq.ParquetFile(path) as file:
+        splits = _splits(file, split_seed, fractions)
+        keys = pa.table({name: splits if name == "split" else _column(file, name) for name in SORTED_BY})
+        order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in SORTED_BY])
+        del keys
+        columns = [(splits if field.name == "split" else _column(file, field.name)).take(order) for field in SCHEMA]
+    return Images(pa.table(columns, schema=SCHEMA))
+
+
+def _splits(file: pq.ParquetFile, split_seed: int, fractions: Mapping[str, float]) -> pa.Array:
+    """The column of splits with every one decided."""
+    codes = _column(file, "split").to_numpy().copy()
+    ids = id_bytes(_column(file, "content_id"))
+    placed = place(ids, split_seed=split_seed, test_fraction=fractions["test"], val_fraction=fractions["val"])
+    return pa.array(np.where(codes < 0, placed, codes))
+
+
+def _column(file: pq.ParquetFile, name: str) -> pa.Array:
+    return pa.concat_arrays(
+        file.read([name], use_threads=False).column(0).chunks or [pa.array([], SCHEMA.field(name).type)]
     )
-    codes[waiting] = placed
-    columns = dict(zip(table.column_names, table.columns, strict=True))
-    columns["split"] = pa.chunked_array([pa.array(codes)])
-    return columns
-
-
-def _sorted(columns: dict[str, pa.ChunkedArray]) -> Images:
-    """Takes the columns apart: each is let go as soon as it is sorted, so that only one is there twice."""
-    keys = pa.table({name: columns[name] for name in SORTED_BY})
-    order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in SORTED_BY])
-    del keys
-    return Images(pa.table([columns.pop(field.name).take(order) for field in SCHEMA], schema=SCHEMA))
 
 
 def _counts(images: Images, classes: Sequence[str]) -> np.ndarray:
     """Different images of each class and split -> (num_classes, 3), splits by code."""
     counts = np.zeros((len(classes), len(SPLITS)), dtype=np.int64)
     if len(images):
-        ids, labels, splits = images.content_ids, images.labels, images.splits
+        ids, labels, splits = images.content_ids.view(np.uint64), images.labels, images.splits
         new = (ids[1:] != ids[:-1]).any(axis=1) | (labels[1:] != labels[:-1]) | (splits[1:] != splits[:-1])
         first = np.flatnonzero(np.concatenate([[True], new]))
         np.add.at(counts, (labels[first], splits[first]), 1)

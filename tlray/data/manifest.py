@@ -66,7 +66,7 @@ class Manifest:
         if not isinstance(self.images, Images):
             object.__setattr__(self, "images", Images.of(self.images))
 
-    def split(self, name: Split) -> Sequence[Image]:
+    def split(self, name: Split) -> Images:
         if name not in self._by_split:
             self._by_split[name] = self._columns.of_split(name)
         return self._by_split[name]
@@ -82,16 +82,22 @@ class Manifest:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the classes and of every image's contents, class and split; not of names and places."""
-        rows = np.empty(len(self.images), dtype=[("id", f"V{ID_BYTES}"), ("label", "<i4"), ("split", "i1")])
-        ids = self._columns.content_ids
-        rows["id"] = ids.view(f"V{ID_BYTES}")[:, 0] if len(ids) else np.empty(0, dtype=f"V{ID_BYTES}")
-        rows["label"], rows["split"] = self._columns.labels, self._columns.splits
-        words = ids.view(">u8").astype(np.uint64) if len(ids) else np.empty((0, 4), dtype=np.uint64)
-        order = np.lexsort((rows["split"], rows["label"], *words.T[::-1]))
+        table = self._columns.table.select(["split", "label", "content_id"])
+        order = pc.sort_indices(table, sort_keys=[(name, "ascending") for name in table.column_names])
         digest = hashlib.sha256(json.dumps(self.classes).encode())
-        for start in range(0, len(rows), AT_ONCE):
-            digest.update(rows[order[start : start + AT_ONCE]].tobytes())
+        for start in range(0, len(order), AT_ONCE):
+            some = table.take(order[start : start + AT_ONCE])
+            rows = np.empty(len(some), dtype=[("split", "i1"), ("label", "<i4"), ("content_id", "u1", ID_BYTES)])
+            rows["split"], rows["label"] = some["split"].to_numpy(), some["label"].to_numpy()
+            rows["content_id"] = id_bytes(some["content_id"])
+            digest.update(rows.tobytes())
         return digest.hexdigest()
+
+    def find(self, content_ids: Sequence[str]) -> dict[str, Image]:
+        """The images of these contents, by content id; of identical copies the first."""
+        wanted = id_column(list(content_ids))
+        rows = pc.index_in(wanted, value_set=self._columns.table["content_id"]).drop_null()
+        return {image.content_id: image for image in self._columns.at(rows.to_numpy())}
 
     def with_shards(self, index: pa.Table) -> "Manifest":
         """The same images with the places that `index` has for their contents: content_id (hexadecimal), shard, row."""
@@ -154,13 +160,15 @@ def load_manifest(run_uri: str) -> Manifest:
             metadata = file.schema_arrow.metadata or {}
             classes = tuple(json.loads(metadata[b"classes"]))
             notes = tuple(json.loads(metadata.get(b"notes", b"[]")))
-            bad: list[BadImage] = []
-            table = pa.Table.from_batches(
-                [_usable(batch, bad) for batch in file.iter_batches(AT_ONCE)], schema=IMAGES_SCHEMA
-            )
+            usable = pc.equal(file.read(["status"]).column(0), OK).combine_chunks()
+            columns = [_column(file, field, usable) for field in IMAGES_SCHEMA]
+            left_out = file.read(["uri", "status"]).filter(pc.invert(usable)) if usable.false_count else None
     except (pa.ArrowException, KeyError, TypeError):
         raise StorageError(f"{uri} is not a manifest that tlray wrote") from None
-    return Manifest(classes, Images(table), tuple(bad), notes)
+    bad = zip(left_out["uri"].to_pylist(), left_out["status"].to_pylist(), strict=True) if left_out else ()
+    return Manifest(
+        classes, Images(pa.table(columns, schema=IMAGES_SCHEMA)), tuple(BadImage(*one) for one in bad), notes
+    )
 
 
 def _file_batches(manifest: Manifest) -> Iterator[pa.RecordBatch]:
@@ -181,15 +189,18 @@ def _file_batches(manifest: Manifest) -> Iterator[pa.RecordBatch]:
         yield pa.record_batch(values, schema=SCHEMA)
 
 
-def _usable(batch: pa.RecordBatch, bad: list[BadImage]) -> pa.RecordBatch:
-    """A manifest's columns of some rows of its file; the rows of bad images are added to `bad`."""
-    usable = pc.equal(batch.column("status"), OK)
-    left_out = batch.filter(pc.invert(usable))
-    bad += map(BadImage, left_out.column("uri").to_pylist(), left_out.column("status").to_pylist())
-    batch = batch.filter(usable)
-    columns = {name: batch.column(name) for name in batch.schema.names}
-    columns = {name: pa.array([value] * len(batch)) for name, value in LATER.items()} | columns
-    columns["content_id"] = id_column(columns["content_id"].to_pylist())
-    columns["split"] = pc.index_in(columns["split"], value_set=pa.array(SPLITS))
-    columns["num_bytes"] = columns["bytes"]
-    return pa.record_batch([columns[field.name].cast(field.type) for field in IMAGES_SCHEMA], schema=IMAGES_SCHEMA)
+def _column(file: pq.ParquetFile, field: pa.Field, usable: pa.BooleanArray) -> pa.Array:
+    """One of a manifest's columns, of the rows that are usable; read and converted in pieces, as all of it is large."""
+    name = "bytes" if field.name == "num_bytes" else field.name
+    if name in LATER and name not in file.schema_arrow.names:
+        return pa.array([LATER[name]] * usable.true_count, field.type)
+    pieces, start = [pa.array([], field.type)], 0
+    for batch in file.iter_batches(AT_ONCE, columns=[name]):
+        values = batch.column(0).filter(usable.slice(start, len(batch)))
+        start += len(batch)
+        if name == "content_id":
+            values = id_column(values.to_pylist())
+        elif name == "split":
+            values = pc.index_in(values, value_set=pa.array(SPLITS))
+        pieces.append(values.cast(field.type))
+    return pa.concat_arrays(pieces)

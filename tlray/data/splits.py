@@ -30,8 +30,7 @@ def position(split_seed: int, content_id: str) -> float:
 
 def place(content_ids: np.ndarray, *, split_seed: int, test_fraction: float, val_fraction: float) -> np.ndarray:
     """(N, 32) uint8 -> (N,) int8, the code of each one's split."""
-    data = content_ids.tobytes()
-    ids = (data[at : at + 32].hex() for at in range(0, len(data), 32))
+    ids = (row.tobytes().hex() for row in content_ids)
     numbers = np.fromiter((position(split_seed, content_id) for content_id in ids), np.float64, len(content_ids))
     codes = np.full(len(content_ids), TRAIN, dtype=np.int8)
     codes[numbers < test_fraction + val_fraction] = VAL

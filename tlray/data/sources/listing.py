@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from tlray.data.sources.entry import Entry, Source
 
-AT_ONCE = 16384  # rows in memory
+AT_ONCE = 8192  # rows in memory
 NAMES = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
     [
@@ -51,7 +51,7 @@ def write_listing(field: str, source: Source, path: Path) -> Listing:
     classes: dict[str, str] = {}
     splits: Counter[str] = Counter()
     entries, num_entries = source.entries(), 0
-    with pq.ParquetWriter(path, SCHEMA) as writer:
+    with pq.ParquetWriter(path, SCHEMA, use_dictionary=["class_name", "split", "reason"]) as writer:
         while some := list(islice(entries, AT_ONCE)):
             for entry in some:
                 if entry.class_name:

@@ -30,6 +30,7 @@ KEY = ActivationKey(
     dtype="float16",
     precision="float32",
     split_version=1,
+    pixels='{"version": 1, "max_side": null}',
 )
 
 

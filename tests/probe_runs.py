@@ -79,8 +79,9 @@ def activation_images(manifest: Manifest, dtype: torch.dtype = torch.float16) ->
                 inputs = tuple(value[rows] for value in computed[backbone.id, split])
                 yield Batch(inputs, labels[rows], rows, len(rows))
 
-        def train(epoch: int) -> Iterator[Batch]:
-            return batches("train", train_steps(sizes["train"], trial.recipe.batch_size, trial.seed, epoch))
+        def train(epoch: int, first: int = 0) -> Iterator[Batch]:
+            steps = train_steps(sizes["train"], trial.recipe.batch_size, trial.seed, epoch)
+            return batches("train", steps[first:])
 
         def evaluation(split: str) -> Iterator[Batch]:
             return batches(split, evaluation_steps(sizes[split], trial.recipe.batch_size, 0, 1)[0])

@@ -171,6 +171,17 @@ class DataConfig(Section):
     )
     stream_cpus: float = Field(1, gt=0, description="CPUs that Ray Data decodes with for each trial")
     memory_cache_mb: int = Field(512, ge=0, description="decoded images kept per worker process, in MiB")
+    prepare: Literal["auto", "always", "never"] = Field(
+        "auto", description="copy the images once into large shards; auto: those on S3, and inside Parquet files"
+    )
+    prepared: str | None = Field(None, description="where the shards are kept; by default STORAGE/images")
+    prepared_max_gb: float | None = Field(None, gt=0, description="size of all data sets' shards; the oldest go first")
+    max_side: int | None = Field(None, ge=32, description="shards keep larger images as JPEGs of that short side")
+    cache: str = Field("~/.cache/tlray/images", description="shards and decoded pixels on each node's disk")
+    cache_max_gb: float | None = Field(None, gt=0, description="size of the copies of shards on each node")
+    pixels_max_gb: float = Field(
+        10, ge=0, description="decoded images on each node's disk, where memory does not hold them; 0: none"
+    )
 
     @model_validator(mode="after")
     def has_a_source(self) -> "DataConfig":

@@ -14,7 +14,8 @@ from tlray.activations.planned import ActivationSource
 from tlray.backbone import Backbone, build_backbone
 from tlray.catalogue import resolve_id
 from tlray.config import BackboneConfig, RunConfig, TrialConfig
-from tlray.data.manifest import Manifest, make_manifest
+from tlray.data.manifest import Manifest
+from tlray.data.prepared import prepare_manifest, with_preparation
 from tlray.demo_data import make_demo_data
 from tlray.errors import ConfigError
 from tlray.freeze import freeze
@@ -33,7 +34,7 @@ def plan_run(config: RunConfig) -> PlannedRun:
     for backbone in (config.baseline.backbone, *config.backbones):
         resolve_id(backbone.id)
     config = _resolved(config)
-    manifest = make_manifest(config.data)
+    manifest = prepare_manifest(config.data)
     trials = tuple(list_trials(config))
     return PlannedRun(config, manifest, trials, make_plan(config, manifest, trials))
 
@@ -91,6 +92,7 @@ def _resolved(config: RunConfig) -> RunConfig:
     if data.synthetic is not None:
         made = make_demo_data(data.synthetic)
         data = data.model_copy(update={"synthetic": None, "train": made.train, "val": made.val, "test": made.test})
+    data = with_preparation(data)
     baseline = config.baseline.model_copy(update={"backbone": _with_full_id(config.baseline.backbone)})
     backbones = tuple(_with_full_id(backbone) for backbone in config.backbones)
     return config.model_copy(update={"data": data, "backbones": backbones, "baseline": baseline})

@@ -52,6 +52,7 @@ def with_absolute_locations(config: RunConfig) -> RunConfig:
         return backbone.model_copy(update=absolute(backbone, "weights"))
 
     data: dict[str, Any] = absolute(config.data, "train", "val", "test")
+    data["prepared"] = storage.absolute(config.data.prepared or storage.join(config.storage, "images"))
     if config.data.synthetic is not None:
         synthetic = config.data.synthetic
         data["synthetic"] = synthetic.model_copy(update=absolute(synthetic, "location"))

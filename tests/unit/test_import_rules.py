@@ -77,6 +77,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distributed": {
         "config",
         "storage",
+        "catalogue",
         "data",
         "activations",
         "plan",

@@ -70,10 +70,10 @@ def num_reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     counts: Counter[str] = Counter()
     read, lock = storage.read_bytes, threading.Lock()
 
-    def counting(uri: str) -> bytes:
+    def counting(uri: str, version: str | None = None) -> bytes:
         with lock:
             counts[uri] += 1
-        return read(uri)
+        return read(uri, version)
 
     monkeypatch.setattr(storage, "read_bytes", counting)
     return counts

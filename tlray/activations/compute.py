@@ -21,8 +21,9 @@ from tlray.activations.store import ActivationStore
 from tlray.backbone import build_backbone
 from tlray.catalogue import Preprocessing
 from tlray.config import BackboneConfig
+from tlray.data.images import Image
 from tlray.data.loader import load_draws
-from tlray.data.manifest import Image
+from tlray.data.read import Read, read_original
 from tlray.data.transforms import normalise
 from tlray.errors import DataError, TlrayError
 from tlray.fold import folded
@@ -42,6 +43,7 @@ def compute_chunk(
     run: str,
     device: torch.device,
     num_threads: int,
+    read: Read = read_original,
 ) -> ChunkOutcome:
     """Compute and commit what `chunk` names; a backbone that fails does not keep the others from their shards.
 
@@ -60,7 +62,7 @@ def compute_chunk(
                 outcome.failures[wanted.backbone.id] = str(error)
         if not passes:
             continue
-        for batch in _batches(chosen, draw, device, num_threads):
+        for batch in _batches(chosen, draw, device, num_threads, read):
             for one in passes:
                 one.forward(batch)
         for one in passes:
@@ -117,9 +119,11 @@ def _load_prefix(
     return folded(prefix).to(device)
 
 
-def _batches(images: Sequence[Image], draw: Draw, device: torch.device, num_threads: int) -> Iterator[torch.Tensor]:
+def _batches(
+    images: Sequence[Image], draw: Draw, device: torch.device, num_threads: int, read: Read
+) -> Iterator[torch.Tensor]:
     """(B, 3, H, W) uint8 on the device, read ahead by threads."""
     preprocessing = Preprocessing.from_dict(json.loads(draw.preprocessing))
-    loaded = load_draws(images, preprocessing, draw.augmentation, draw.view, num_threads=num_threads)
+    loaded = load_draws(images, preprocessing, draw.augmentation, draw.view, num_threads=num_threads, read=read)
     while batch := list(islice(loaded, BATCH_SIZE[device.type])):
         yield torch.stack(batch).to(device)

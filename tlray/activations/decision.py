@@ -26,9 +26,10 @@ from tlray.activations.location import Room, Speed
 from tlray.activations.planned import ActivationSource
 from tlray.activations.store import ActivationStore
 from tlray.backbone import Backbone
-from tlray.config import RunConfig, TrialConfig
+from tlray.config import DataConfig, RunConfig, TrialConfig
 from tlray.data.loader import load_draws
-from tlray.data.manifest import Image, Manifest
+from tlray.data.manifest import Manifest
+from tlray.data.read import image_reader, pixels_of
 from tlray.data.transforms import normalise
 from tlray.fold import folded
 from tlray.freeze import blocks_by_epoch, frozen_keys, hash_tensors
@@ -67,7 +68,7 @@ def plan_sources(
     demands = _demands(manifest, backbone, trials)
     if not demands:
         return []
-    decode_seconds, images = _measure_decode(manifest, backbone)
+    decode_seconds, images = _measure_decode(manifest, backbone, config.data)
     prefix_seconds: dict[int, float] = {}
     sources = []
     for demand, readers in sorted(demands.items(), key=lambda item: -item[0].num_frozen):
@@ -234,16 +235,17 @@ def _keys(config: RunConfig, backbone: Backbone, demand: _Demand, trial: TrialCo
             dtype=config.activations.dtype,
             precision=config.activations.precision,
             split_version=SPLIT_VERSION,
+            pixels=pixels_of(config.data),
         )
         for view in range(demand.views)
     ]
 
 
-def _measure_decode(manifest: Manifest, backbone: Backbone) -> tuple[float, list[torch.Tensor]]:
+def _measure_decode(manifest: Manifest, backbone: Backbone, data: DataConfig) -> tuple[float, list[torch.Tensor]]:
     """Seconds to read, decode and transform an image, and some images made ready (3, H, W) uint8."""
-    some: list[Image] = list(manifest.split("train")[:NUM_MEASURED])
+    some, read = list(manifest.split("train")[:NUM_MEASURED]), image_reader(data)
     started = time.perf_counter()
-    images = list(load_draws(some, backbone.preprocessing, "none", 0, num_threads=1))
+    images = list(load_draws(some, backbone.preprocessing, "none", 0, num_threads=1, read=read))
     return (time.perf_counter() - started) / len(some), images
 
 

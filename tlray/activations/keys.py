@@ -29,6 +29,7 @@ class ActivationKey:
     dtype: Literal["float16", "float32"]  # as stored
     precision: Literal["float32", "bfloat16"]  # as computed
     split_version: int  # of the code that computes the prefix
+    pixels: str  # JSON: how a file becomes pixels before the preprocessing
 
     @cached_property
     def digest(self) -> str:
@@ -38,5 +39,5 @@ class ActivationKey:
 
     def spec(self) -> dict[str, Any]:
         """All fields, JSON taken apart."""
-        parsed = {"options": json.loads(self.options), "preprocessing": json.loads(self.preprocessing)}
+        parsed = {name: json.loads(getattr(self, name)) for name in ("options", "preprocessing", "pixels")}
         return asdict(self) | parsed

@@ -15,6 +15,7 @@ from tlray.activations.location import open_store
 from tlray.activations.planned import ActivationSource
 from tlray.config import RunConfig
 from tlray.data.manifest import Manifest
+from tlray.data.read import image_reader
 
 
 def compute_here(
@@ -32,17 +33,18 @@ def compute_here(
     store = open_store(config)
     images_per_shard = config.activations.images_per_shard
     chunks = list_chunks(sources, manifest, store, images_per_shard=images_per_shard, num_workers=1)
-    images = {image.content_id: image for image in manifest.images}
+    read = image_reader(config.data)
     total, done = sum(chunk.num_forwards for chunk in chunks), 0
     for chunk in chunks:
         outcome = compute_chunk(
             chunk,
-            images,
+            manifest.find(chunk.content_ids),
             store,
             num_classes=len(manifest.classes),
             run=shard_mark(run_uri),
             device=device,
             num_threads=config.data.num_threads,
+            read=read,
         )
         if outcome.failures:
             raise ActivationError("; ".join(outcome.failures.values()))

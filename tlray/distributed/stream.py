@@ -20,6 +20,7 @@ import torch
 from tlray.catalogue import Preprocessing
 from tlray.data.loader import Batch, Streams, load_rows
 from tlray.data.order import evaluation_steps, train_steps
+from tlray.data.read import image_reader
 from tlray.errors import DataError, TlrayError
 from tlray.prepare import Run, load_run
 from tlray.training.worker import Worker
@@ -134,11 +135,12 @@ def _joined(parts: list[dict[str, np.ndarray]], num_global: int) -> Batch:
 def _decoded(block: dict[str, np.ndarray], epoch: _Epoch, first: int) -> Iterator[dict[str, np.ndarray]]:
     """Runs on any node: steps counted from `first` -> their images, decoded and transformed."""
     torch.set_num_threads(1)  # the threads are those that decode
-    images = _load_run(epoch.run_uri).manifest.split(epoch.split)
+    run = _load_run(epoch.run_uri)
+    images, read = run.manifest.split(epoch.split), image_reader(run.config.data)
     steps, _ = _steps(epoch)
     for step in (block["id"] + first).tolist():
-        rows = steps[step].tolist()
-        if not rows:
+        rows = steps[step]
+        if not len(rows):
             continue
         preprocessing = Preprocessing.from_dict(json.loads(epoch.preprocessing))
         try:
@@ -150,20 +152,22 @@ def _decoded(block: dict[str, np.ndarray], epoch: _Epoch, first: int) -> Iterato
                 seed=epoch.seed,
                 epoch=epoch.epoch,
                 num_threads=epoch.num_threads,
+                read=read,
             )
         except TlrayError as error:  # as a row: an exception would arrive in Ray Data's words
-            yield _block(step, [-1], torch.zeros(1, 3, *preprocessing.input_size, dtype=torch.uint8), [-1], str(error))
+            none = np.array([-1])
+            yield _block(step, none, torch.zeros(1, 3, *preprocessing.input_size, dtype=torch.uint8), none, str(error))
             return
-        yield _block(step, rows, pixels, [images[row].label for row in rows])
+        yield _block(step, rows, pixels, images.labels[rows])
 
 
 def _block(
-    step: int, rows: list[int], pixels: torch.Tensor, labels: list[int], error: str = ""
+    step: int, rows: np.ndarray, pixels: torch.Tensor, labels: np.ndarray, error: str = ""
 ) -> dict[str, np.ndarray]:
     return {
-        "pixels": pixels.numpy(),
-        "label": np.array(labels, dtype=np.int64),
-        "row": np.array(rows, dtype=np.int64),
+        "pixels": pixels.contiguous().numpy(),
+        "label": labels.astype(np.int64),
+        "row": rows.astype(np.int64),
         "step": np.full(len(rows), step, dtype=np.int64),
         "error": np.array([error] * len(rows)),
     }

@@ -19,6 +19,7 @@ from tlray.activations.keys import ActivationKey
 from tlray.activations.location import open_store
 from tlray.activations.planned import source_of
 from tlray.config import RunConfig, TrialConfig
+from tlray.data.prepared import open_prepared
 from tlray.distributed.activation_pass import compute_activations
 from tlray.distributed.errors import reason_of
 from tlray.distributed.probe_groups import run_probe_groups
@@ -60,7 +61,11 @@ def run_sweep(run: Run, watch: Watcher) -> None:
     store = open_store(run.config)
     kept = [source for source in run.plan.activations if source.materialise]
     keys = [ActivationKey(**fields) for source in kept for fields in source.keys]
-    with store.lease(shard_mark(run.uri), keys) if keys else nullcontext():
+    images = open_prepared(run.config.data)
+    with (
+        store.lease(shard_mark(run.uri), keys) if keys else nullcontext(),
+        images.lease(shard_mark(run.uri)) if images is not None else nullcontext(),
+    ):
         if keys and remaining:
             tasks = task_resources(cluster_summary())
             _fail_readers(run, compute_activations(run, store, tasks, watch.activations_computed), remaining, watch)

@@ -35,6 +35,7 @@ def chunk_task(run_uri: str, chunk: Chunk, num_threads: int) -> Any:
     from tlray.activations.compute import compute_chunk
     from tlray.activations.location import open_store
     from tlray.data.cache import PROCESS_CACHE
+    from tlray.data.read import image_reader
 
     torch.set_num_threads(num_threads)
     run = _load_run(run_uri)
@@ -42,12 +43,13 @@ def chunk_task(run_uri: str, chunk: Chunk, num_threads: int) -> Any:
     PROCESS_CACHE.resize(run.config.data.memory_cache_mb * 2**20 if len(chunk.draws) > 1 else 0)
     outcome = compute_chunk(
         chunk,
-        {image.content_id: image for image in run.manifest.images},
+        run.manifest.find(chunk.content_ids),
         open_store(run.config),
         num_classes=len(run.manifest.classes),
         run=shard_mark(run_uri),
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         num_threads=max(num_threads, run.config.data.num_threads),
+        read=image_reader(run.config.data),
     )
     PROCESS_CACHE.resize(0)
     return outcome

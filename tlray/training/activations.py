@@ -15,8 +15,9 @@ from tlray.activations.keys import ActivationKey
 from tlray.activations.planned import ActivationSource
 from tlray.activations.store import ActivationReader, ActivationStore
 from tlray.config import TrialConfig
+from tlray.data.images import Images
 from tlray.data.loader import Batch, Streams
-from tlray.data.manifest import Image, Manifest
+from tlray.data.manifest import Manifest
 from tlray.data.order import evaluation_steps, train_steps
 from tlray.training.worker import Worker
 
@@ -56,8 +57,9 @@ def activation_streams(
 
 
 def _batches(
-    reader: ActivationReader, images: Sequence[Image], steps: Sequence[np.ndarray], num_global: Sequence[int]
+    reader: ActivationReader, images: Images, steps: Sequence[np.ndarray], num_global: Sequence[int]
 ) -> Iterator[Batch]:
+    all_labels = images.labels
     for rows, count in zip(steps, num_global, strict=True):
-        labels = torch.tensor([images[row].label for row in rows], dtype=torch.int64)
+        labels = torch.as_tensor(all_labels[rows], dtype=torch.int64)
         yield Batch(reader.read(rows), labels, torch.as_tensor(rows, dtype=torch.int64), count)

@@ -19,8 +19,9 @@ from tlray import storage
 from tlray.backbone import Backbone, build_backbone
 from tlray.catalogue import Preprocessing
 from tlray.config import DataConfig, Recipe, TrialConfig
-from tlray.data.loader import Streams, make_streams
+from tlray.data.loader import GB, KeptPixels, Streams, make_streams
 from tlray.data.manifest import Manifest
+from tlray.data.read import image_reader
 from tlray.freeze import freeze, hash_tensors
 from tlray.results import TrialResult, read_trial_result, write_trial_result
 from tlray.split import trainable_suffix
@@ -53,6 +54,9 @@ class TrialImages:
 
 def manifest_images(manifest: Manifest, data: DataConfig) -> TrialImages:
     """The images of a manifest, read by threads of the calling process."""
+    read = image_reader(data)
+    folder = data.cache if data.max_side is None else f"{data.cache}/short-side-{data.max_side}"
+    kept = KeptPixels(folder, int(data.pixels_max_gb * GB))
 
     def open_streams(preprocessing: Preprocessing, recipe: Recipe, seed: int, worker: Worker) -> Streams:
         return make_streams(
@@ -65,6 +69,8 @@ def manifest_images(manifest: Manifest, data: DataConfig) -> TrialImages:
             world_size=worker.world_size,
             num_threads=data.num_threads,
             memory_cache_mb=data.memory_cache_mb,
+            read=read,
+            kept_pixels=kept,
         )
 
     test = tuple(image.content_id for image in manifest.split("test"))

@@ -85,12 +85,15 @@ def read_bytes(uri: str, version: str | None = None) -> bytes:
     """The whole file; NotFoundError when there is none.
 
     With a `version` (FileInfo.version) that very one: ChangedError when the file is no longer the one that was listed.
+    An empty version is any, as of servers whose listings have none.
     """
+    version = version or None
     return s3.read_bytes(uri, version) if is_remote(uri) else local.read_bytes(uri, version)
 
 
 def read_range(uri: str, offset: int, size: int, version: str | None = None) -> bytes:
     """Exactly `size` bytes from byte `offset` on; StorageError when the file ends before, else as read_bytes."""
+    version = version or None
     return s3.read_range(uri, offset, size, version) if is_remote(uri) else local.read_range(uri, offset, size, version)
 
 

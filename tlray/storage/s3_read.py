@@ -176,9 +176,12 @@ def _by_boto3(clients: Access, bucket: str, key: str, start: int, stop: int, ver
     response = clients.once.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **match)
     data = response["Body"].read()
     place = response.get("ContentRange", "")  # bytes 0-99/1000
+    version_found = plain_version(response.get("ETag", ""))
     if not place:
-        return Part(data[start:stop], len(data), plain_version(response["ETag"]))
-    return Part(data, int(place.rpartition("/")[2]), plain_version(response["ETag"]))
+        return Part(data[start:stop], len(data), version_found)
+    if not place.startswith(f"bytes {start}-"):
+        raise RequestFailed(f"{place} came instead of those from byte {start} on")
+    return Part(data, int(place.rpartition("/")[2]), version_found)
 
 
 def _past_the_end(uri: str, start: int, version: str | None) -> Part:

@@ -117,8 +117,8 @@ def run_one_by_one(
 def assert_same_curve(ours: Sequence[EpochMetrics], theirs: Sequence[EpochMetrics], tolerance: float) -> None:
     assert len(ours) == len(theirs)
     for mine, other in zip(ours, theirs, strict=True):
-        assert mine.train_loss == pytest.approx(other.train_loss, rel=tolerance)
-        assert mine.val_loss == pytest.approx(other.val_loss, rel=tolerance)
+        assert mine.train_loss == pytest.approx(other.train_loss, rel=tolerance, abs=tolerance)
+        assert mine.val_loss == pytest.approx(other.val_loss, rel=tolerance, abs=tolerance)
         assert mine.val_macro_f1 == pytest.approx(other.val_macro_f1, abs=1e-12)
         exact = ("epoch", "lr", "val_accuracy", "val_top5_accuracy")
         assert [getattr(mine, name) for name in exact] == [getattr(other, name) for name in exact]

@@ -19,6 +19,7 @@ from tlray.activations.location import open_store
 from tlray.config import RunConfig
 from tlray.distributed.activation_pass import run_activation_pass
 from tlray.distributed.planning import plan_on_cluster
+from tlray.distributed.prepare_pass import prepare_on_cluster
 from tlray.distributed.resources import connect
 from tlray.distributed.sweep import check_cluster, run_sweep
 from tlray.errors import BackboneError, Interrupted
@@ -36,6 +37,7 @@ def run(config: RunConfig, run_uri: str, console: Console) -> "Outcome":
     connect()
     with interruptible(run_uri):
         check_cluster(config)
+        _prepare_images(config, console)
         prepared = prepare_run(plan_on_cluster(config), run_uri)
         _say_what_was_found(prepared, console)
         return _sweep_and_conclude(prepared, console)
@@ -56,6 +58,7 @@ def features(config: RunConfig, run_uri: str, console: Console) -> tuple[str, ..
     """Compute every backbone's features of every image, where the store lacks them -> Parquet files, one a backbone."""
     connect()
     with interruptible(run_uri):
+        _prepare_images(config, console)
         prepared = prepare_run(plan_on_cluster(features_config(config)), run_uri)
         _say_what_was_found(prepared, console)
         with SweepProgress((), (), console) as progress:
@@ -98,6 +101,13 @@ def interruptible(run_uri: str) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _prepare_images(config: RunConfig, console: Console) -> None:
+    def progress(done: int, total: int) -> None:
+        console.print(f"prepared: {done} of {total} images", highlight=False)
+
+    prepare_on_cluster(config, progress)
+
+
 def _sweep_and_conclude(run: Run, console: Console) -> "Outcome":
     finished = [result.trial_id for result in load_results(run.uri) if result.status != "failed"]
     with SweepProgress(run.trials, finished, console) as progress:
@@ -114,6 +124,8 @@ def _say_what_was_found(run: Run, console: Console) -> None:
         f"{len(run.trials)} trials",
         highlight=False,
     )
+    for note in run.manifest.notes:
+        console.print(note, highlight=False)
     if run.manifest.num_leaked:
         console.print(
             f"warning: {run.manifest.num_leaked} images of val or test are also in train: their scores flatter",

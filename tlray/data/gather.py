@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tlray.config import DataConfig
-from tlray.data.images import SCHEMA, SPLITS, BadImage, Images, id_bytes, id_column
+from tlray.data.images import SCHEMA, SPLITS, BadImage, Images, give_back_memory, id_bytes, id_column
 from tlray.data.inspect import OK, Inspected, Keep, Known, inspect
 from tlray.data.sources import Entry, Listing, Source, open_source, write_listing
 from tlray.data.splits import check_counts, place
@@ -152,16 +152,23 @@ def _assemble(path: Path, split_seed: int, fractions: Mapping[str, float]) -> Im
 
 def _splits(file: pq.ParquetFile, split_seed: int, fractions: Mapping[str, float]) -> pa.Array:
     """The column of splits with every one decided."""
-    codes = _column(file, "split").to_numpy().copy()
-    ids = id_bytes(_column(file, "content_id"))
-    placed = place(ids, split_seed=split_seed, test_fraction=fractions["test"], val_fraction=fractions["val"])
-    return pa.array(np.where(codes < 0, placed, codes))
+    pieces = [pa.array([], pa.int8())]
+    for batch in file.iter_batches(AT_ONCE, columns=["split", "content_id"]):
+        placed = place(
+            id_bytes(batch.column("content_id")),
+            split_seed=split_seed,
+            test_fraction=fractions["test"],
+            val_fraction=fractions["val"],
+        )
+        codes = batch.column("split").to_numpy()
+        pieces.append(pa.array(np.where(codes < 0, placed, codes)))
+    return pa.concat_arrays(pieces)
 
 
 def _column(file: pq.ParquetFile, name: str) -> pa.Array:
-    return pa.concat_arrays(
-        file.read([name], use_threads=False).column(0).chunks or [pa.array([], SCHEMA.field(name).type)]
-    )
+    give_back_memory()
+    chunks = file.read([name], use_threads=False).column(0).chunks
+    return pa.concat_arrays([pa.array([], SCHEMA.field(name).type), *chunks])
 
 
 def _counts(images: Images, classes: Sequence[str]) -> np.ndarray:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from tlray import storage
 from tlray.config import DataConfig
 from tlray.data.gather import gather
-from tlray.data.images import ID_BYTES, SPLITS, BadImage, Image, Images, Split, id_bytes, id_column
+from tlray.data.images import ID_BYTES, SPLITS, BadImage, Image, Images, Split, give_back_memory, id_bytes, id_column
 from tlray.data.images import SCHEMA as IMAGES_SCHEMA
 from tlray.data.inspect import OK, Keep, Known, KnownTable
 from tlray.errors import StorageError
@@ -194,6 +194,7 @@ def _column(file: pq.ParquetFile, field: pa.Field, usable: pa.BooleanArray) -> p
     name = "bytes" if field.name == "num_bytes" else field.name
     if name in LATER and name not in file.schema_arrow.names:
         return pa.array([LATER[name]] * usable.true_count, field.type)
+    give_back_memory()
     pieces, start = [pa.array([], field.type)], 0
     for batch in file.iter_batches(AT_ONCE, columns=[name]):
         values = batch.column(0).filter(usable.slice(start, len(batch)))

@@ -15,7 +15,8 @@ import ray
 from tlray import storage
 from tlray.activations.charges import shard_mark
 from tlray.activations.chunks import Chunk
-from tlray.config import RunConfig, TrialConfig
+from tlray.config import DataConfig, RunConfig, TrialConfig
+from tlray.data.sources import Entry
 from tlray.prepare import Run, load_run
 
 
@@ -25,6 +26,22 @@ def plan_task(config: RunConfig) -> Any:
     from tlray.planning import plan_run
 
     return plan_run(config)
+
+
+@ray.remote
+def prepare_task(data: DataConfig, entries: list[Entry], num_threads: int) -> int:
+    """Reads some images of one location and keeps them in shards -> how many there were, unreadable ones included."""
+    from tlray.data.inspect import inspect
+    from tlray.data.prepared import open_prepared
+    from tlray.data.sources import open_source
+
+    shards = open_prepared(data)
+    assert shards is not None
+    locations = {"data.train": data.train, "data.val": data.val, "data.test": data.test}
+    source = open_source(entries[0].field, locations[entries[0].field] or "", data)
+    with shards.writer(max_side=data.max_side) as writer:
+        threads = max(num_threads, data.num_threads)
+        return sum(1 for _ in inspect(source, entries, known={}, num_threads=threads, keep=writer.add))
 
 
 @ray.remote

@@ -6,11 +6,14 @@ outcome = conclude(run, console)      # the same after a sweep, after a resume a
 import re
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from rich.console import Console
 
 from tlray import storage
 from tlray.data.decode import decode
+from tlray.data.images import Split
+from tlray.data.read import image_reader
 from tlray.data.transforms import eval_transform
 from tlray.errors import TrialError
 from tlray.export import export_bundle
@@ -57,7 +60,8 @@ def _export(run: Run, row: LeaderboardRow) -> str:
         return destination
     trial = next(trial for trial in run.trials if trial.trial_id == row.trial_id)
     backbone = load_trained(trial, run.uri, len(run.manifest.classes))
-    images = [storage.read_bytes(image.uri) for image in run.manifest.split("test")[:NUM_SAMPLES]]
+    read = image_reader(run.config.data)
+    images = [read(image) for image in run.manifest.split("test")[:NUM_SAMPLES]]
     samples = [
         eval_transform(torch.from_numpy(decode(data)).permute(2, 0, 1), backbone.preprocessing) for data in images
     ]
@@ -70,12 +74,14 @@ def _export(run: Run, row: LeaderboardRow) -> str:
         params=row.params,
         metrics=row.model_dump(mode="json"),
         data_summary={
-            split: {
-                name: sum(image.label == label for image in run.manifest.split(split))
-                for label, name in enumerate(run.manifest.classes)
-            }
+            split: dict(zip(run.manifest.classes, _class_counts(run, split), strict=True))
             for split in ("train", "val", "test")
         },
         samples=torch.stack(samples),
         destination=destination,
     )
+
+
+def _class_counts(run: Run, split: Split) -> list[int]:
+    labels = run.manifest.split(split).labels
+    return np.bincount(labels, minlength=len(run.manifest.classes)).tolist()

@@ -21,6 +21,7 @@ from tlray.catalogue import Preprocessing
 from tlray.data.loader import Batch, Streams, load_rows
 from tlray.data.order import evaluation_steps, train_steps
 from tlray.data.read import image_reader
+from tlray.data.windows import windows_of
 from tlray.errors import DataError, TlrayError
 from tlray.prepare import Run, load_run
 from tlray.training.worker import Worker
@@ -176,10 +177,12 @@ def _block(
 @lru_cache(maxsize=4)
 def _steps(epoch: _Epoch) -> tuple[list[np.ndarray], list[int]]:
     """This worker's rows of each global batch, and the images in each."""
-    num_images = len(_load_run(epoch.run_uri).manifest.split(epoch.split))
+    run = _load_run(epoch.run_uri)
+    images = run.manifest.split(epoch.split)
     if epoch.split != "train":
-        return evaluation_steps(num_images, epoch.batch_size, epoch.rank, epoch.world_size)
-    steps = train_steps(num_images, epoch.batch_size, epoch.seed, epoch.epoch)
+        return evaluation_steps(len(images), epoch.batch_size, epoch.rank, epoch.world_size)
+    windows = windows_of(images, run.config.data)
+    steps = train_steps(len(images), epoch.batch_size, epoch.seed, epoch.epoch, windows)
     return [rows[epoch.rank :: epoch.world_size] for rows in steps], [len(rows) for rows in steps]
 
 

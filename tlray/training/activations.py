@@ -18,14 +18,22 @@ from tlray.config import TrialConfig
 from tlray.data.images import Images
 from tlray.data.loader import Batch, Streams
 from tlray.data.manifest import Manifest
-from tlray.data.order import evaluation_steps, train_steps
+from tlray.data.order import Windows, evaluation_steps, train_steps
 from tlray.training.worker import Worker
 
 
 def activation_streams(
-    manifest: Manifest, source: ActivationSource, trial: TrialConfig, worker: Worker, store: ActivationStore
+    manifest: Manifest,
+    source: ActivationSource,
+    trial: TrialConfig,
+    worker: Worker,
+    store: ActivationStore,
+    windows: Windows | None = None,
 ) -> Streams:
-    """One worker's streams of the source's activations; ActivationError when some are not there."""
+    """One worker's streams of the source's activations; ActivationError when some are not there.
+
+    windows: those that images would be read in, so that the order is the same.
+    """
     keys = [ActivationKey(**fields) for fields in source.keys]
     splits = {name: manifest.split(name) for name in ("train", "val", "test")}
     share = slice(worker.rank, None, worker.world_size)
@@ -36,7 +44,7 @@ def activation_streams(
 
     def train(epoch: int, first: int = 0) -> Iterator[Batch]:
         images = splits["train"]
-        steps = train_steps(len(images), trial.recipe.batch_size, trial.seed, epoch)[first:]
+        steps = train_steps(len(images), trial.recipe.batch_size, trial.seed, epoch, windows)[first:]
         counts = [len(step) for step in steps]
         return _batches(reader(epoch % len(keys), "train"), images, [step[share] for step in steps], counts)
 

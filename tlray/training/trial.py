@@ -22,6 +22,7 @@ from tlray.config import DataConfig, Recipe, TrialConfig
 from tlray.data.loader import GB, KeptPixels, Streams, make_streams
 from tlray.data.manifest import Manifest
 from tlray.data.read import image_reader
+from tlray.data.windows import windows_of
 from tlray.freeze import freeze, hash_tensors
 from tlray.results import TrialResult, read_trial_result, write_trial_result
 from tlray.split import trainable_suffix
@@ -57,6 +58,7 @@ def manifest_images(manifest: Manifest, data: DataConfig) -> TrialImages:
     read = image_reader(data)
     folder = data.cache if data.max_side is None else f"{data.cache}/short-side-{data.max_side}"
     kept = KeptPixels(folder, int(data.pixels_max_gb * GB))
+    windows = windows_of(manifest.split("train"), data)
 
     def open_streams(preprocessing: Preprocessing, recipe: Recipe, seed: int, worker: Worker) -> Streams:
         return make_streams(
@@ -71,6 +73,7 @@ def manifest_images(manifest: Manifest, data: DataConfig) -> TrialImages:
             memory_cache_mb=data.memory_cache_mb,
             read=read,
             kept_pixels=kept,
+            windows=windows,
         )
 
     test = tuple(image.content_id for image in manifest.split("test"))

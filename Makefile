@@ -16,7 +16,7 @@ demo: .venv/installed  ## a whole sweep on synthetic images; no network, GPU, bu
 
 .PHONY: test
 test: check  ## check, then the unit and integration tests
-	$(BIN)/python -m pytest tests/unit tests/integration -m "not slow and not gpu"
+	$(BIN)/python -m pytest tests/unit tests/integration -m "not slow and not gpu" -n 2 --dist loadgroup
 
 .PHONY: test-slow
 test-slow: .venv/installed  ## the tests that take minutes each

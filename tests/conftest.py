@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for s3server, also with --impo
 from s3server import S3Server, chosen_server, running_s3_server  # noqa: E402
 
 S3_IN_USE = pytest.StashKey[S3Server]()
+S3_OF_WORKERS = pytest.StashKey["S3InUse"]()
 CLASS_COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (210, 50, 40)}
 IMAGES_PER_CLASS = 12
 IMAGE_SIZE = 40
@@ -40,6 +42,8 @@ class Bucket:
 def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded, in subprocesses too
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    config.stash[S3_OF_WORKERS] = S3InUse()
+    config.pluginmanager.register(config.stash[S3_OF_WORKERS])
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -47,10 +51,40 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"S3 server: {reason}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process runs all tests that start Ray, one after the other: each takes every CPU for itself."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
+class S3InUse:
+    """Which S3 servers the processes of a parallel session used."""
+
+    def __init__(self) -> None:
+        self.found: set[str] = set()
+
+    @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+    def pytest_testnodedown(self, node: Any) -> None:
+        self.found.update(getattr(node, "workeroutput", {}).get("s3", []))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None and S3_IN_USE in session.config.stash:
+        output["s3"] = [in_words(session.config.stash[S3_IN_USE])]
+
+
+def in_words(server: S3Server) -> str:
+    return f"{server.kind} on {server.endpoint}"
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    used = set(config.stash[S3_OF_WORKERS].found)
     if S3_IN_USE in config.stash:
-        server = config.stash[S3_IN_USE]
-        terminalreporter.write_line(f"S3 tests ran against {server.kind} on {server.endpoint}")
+        used.add(in_words(config.stash[S3_IN_USE]))
+    for server in sorted(used):
+        terminalreporter.write_line(f"S3 tests ran against {server}")
 
 
 @pytest.fixture(autouse=True)

@@ -195,6 +195,7 @@ slow_down = _error(503, "SlowDown")
 internal_error = _error(500, "InternalError")
 expired_token = _error(403, "ExpiredToken")
 access_denied = _error(403, "AccessDenied")
+missing = _error(404, "NoSuchKey")
 
 
 def ignoring_ranges(data: bytes) -> Fault:
@@ -217,7 +218,7 @@ def first(action: Callable[[], object]) -> Fault:
     return answer_after
 
 
-BEFORE_THE_SERVER = (reset, silent, slow_down, internal_error, expired_token, access_denied)
+BEFORE_THE_SERVER = (reset, silent, slow_down, internal_error, expired_token, access_denied, missing)
 
 
 class _Server(ThreadingHTTPServer):

@@ -51,6 +51,7 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"S3 server: {reason}"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One process runs all tests that start Ray, one after the other: each takes every CPU for itself."""
     for item in items:

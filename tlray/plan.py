@@ -11,6 +11,7 @@ from tlray import storage
 from tlray.activations.planned import ActivationSource
 from tlray.config import RunConfig, TrialConfig
 from tlray.data.manifest import Manifest
+from tlray.estimate import Estimate
 
 
 class PlannedTrial(BaseModel):
@@ -30,6 +31,7 @@ class PlannedTrial(BaseModel):
     trainable_blocks: int  # at most, over the epochs
     input_size: tuple[int, int]  # height, width
     image_passes: int
+    seconds: float = 0.0  # expected, alone, without the start of its process
 
 
 class Plan(BaseModel):
@@ -45,6 +47,7 @@ class Plan(BaseModel):
     total_epochs: int
     total_image_passes: int
     activations: tuple[ActivationSource, ...] = ()
+    estimate: Estimate | None = None  # None in plans of earlier versions
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ def plan_tables(plan: Plan) -> Group:
     tables = [_trial_table(plan)]
     if plan.activations:
         tables += [Table(box=None), _activation_table(plan)]
+    if plan.estimate is not None:
+        tables += [Table(box=None), _estimate_table(plan.estimate)]
     return Group(*tables)
 
 
@@ -83,7 +88,7 @@ def _trial_table(plan: Plan) -> Table:
         pad_edge=False,
     )
     table.add_column("trial", no_wrap=True)
-    for column in ("pixels", "epochs", "lr", "blocks that train", "parameters that train"):
+    for column in ("pixels", "epochs", "lr", "blocks that train", "parameters that train", "time"):
         table.add_column(column, justify="right")
     for trial in plan.trials:
         table.add_row(
@@ -93,6 +98,7 @@ def _trial_table(plan: Plan) -> Table:
             f"{trial.params['lr']:.2g}",
             f"{trial.trainable_blocks} of {trial.num_blocks}",
             f"{trial.num_trainable_params:,} of {trial.num_params:,}",
+            in_words(trial.seconds),
         )
     return table
 
@@ -130,6 +136,30 @@ def _activation_table(plan: Plan) -> Table:
             f"{'keep' if source.materialise else 'recompute'}: {source.reason}",
         )
     return table
+
+
+def _estimate_table(estimate: Estimate) -> Table:
+    cost = f", {estimate.cost:.2f} in money" if estimate.cost is not None else ""
+    table = Table(
+        title=f"expected: {in_words(estimate.seconds)}{cost}, {estimate.bytes_to_store / 1e6:.1f} MB to store",
+        title_justify="left",
+        caption=f"beyond the budget, and left out: {', '.join(estimate.dropped)}" if estimate.dropped else None,
+        caption_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    table.add_column("stage")
+    table.add_column("time", justify="right")
+    for stage in estimate.stages:
+        table.add_row(stage.name, in_words(stage.seconds))
+    return table
+
+
+def in_words(seconds: float) -> str:
+    """A duration for people: 8 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _plan_uri(run_uri: str) -> str:

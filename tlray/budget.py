@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from tlray import storage
+from tlray.activations.planned import ActivationSource
 from tlray.config import BackboneConfig, RunConfig, TrialConfig
 from tlray.errors import StorageError
+from tlray.estimate import Machines, TrialCost, conclusion_seconds, sweep_seconds
 
 SAVED_EVERY = 5.0  # seconds at least, between two notes of the time that is spent
 
@@ -77,7 +79,7 @@ def limit_seconds(config: RunConfig) -> float:
 
 
 def limit_trials(trials: Sequence[TrialConfig], most: int | None) -> tuple[list[TrialConfig], list[str]]:
-    """The baseline and the `most` other trials that are worth most, in their order -> those, and the ids of the rest."""
+    """The baseline and the `most` others that are worth most, in their order -> those, and the ids of the rest."""
     if most is None:
         return list(trials), []
     kept = {trial.trial_id for trial in by_worth(trials, {})[:most]}
@@ -118,8 +120,27 @@ def choose(
     )
 
 
+def beyond_budget(
+    config: RunConfig,
+    trials: Sequence[TrialConfig],
+    costs: Sequence[TrialCost],
+    sources: Sequence[ActivationSource],
+    machines: Machines,
+) -> tuple[str, ...]:
+    """The trials that the budget has no room for, as far as that can be said before any has run."""
+    kept, too_many = limit_trials(trials, config.budget.trials)
+    left = limit_seconds(config) - conclusion_seconds(config.export)
+    by_id = {cost.trial_id: cost for cost in costs}
+
+    def seconds_of(some: Sequence[TrialConfig]) -> float:
+        return sweep_seconds([by_id[trial.trial_id] for trial in some], sources, machines)
+
+    _, too_long = choose(kept, seconds_of, left, {})
+    return (*too_many, *too_long)
+
+
 def by_worth(trials: Sequence[TrialConfig], scores: Mapping[str, float]) -> list[TrialConfig]:
-    """Trials without the baseline: the first of every backbone, then the second of every one, better backbones first."""
+    """Trials but the baseline: the first of every backbone, then the second of every one, better backbones first."""
     queues: dict[str, list[TrialConfig]] = {key: [] for key in by_score(trials, scores)}
     for trial in trials:
         if not trial.is_baseline:

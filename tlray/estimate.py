@@ -1,6 +1,7 @@
 """How long a planned run takes, what it costs and keeps, from measured seconds an image. No torch here.
 
-    estimate = estimate_run(config, sources, trials, machines)
+    estimate = estimate_run(config, sources, costs, machines)
+    seconds = sweep_seconds(some_costs, sources, machines)
 
 Every stage is the work divided by what works on it at once; trials are scheduled in their order, as the sweep does.
 What ASHA will stop is counted with the share of epochs that its rungs let through on average.
@@ -8,12 +9,11 @@ What ASHA will stop is counted with the share of epochs that its rungs let throu
 
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
 from tlray.activations.planned import ActivationSource
-from tlray.config import RunConfig, SweepConfig
+from tlray.config import ExportConfig, PricesConfig, SweepConfig
 
 EXPORT_SECONDS = 12.0  # of a bundle: three formats, and comparing them
 REPORT_SECONDS = 3.0
@@ -29,59 +29,93 @@ class Stage(BaseModel):
     seconds: float
 
 
-class Estimate(BaseModel):
-    """What a run is expected to take from the end of planning on."""
+class Machines(BaseModel):
+    """What works on a run."""
 
     model_config = ConfigDict(frozen=True)
-
-    stages: tuple[Stage, ...]
-    cost: float | None  # in the currency of the price table; None without one
-    bytes_to_store: int  # activations
-    dropped: tuple[str, ...] = ()  # trials that the budget has no room for
-
-    @property
-    def seconds(self) -> float:
-        return sum(stage.seconds for stage in self.stages)
-
-
-@dataclass(frozen=True)
-class Machines:
-    """What works on a run."""
 
     concurrent_trials: int
     process_seconds: float  # until a new process has imported torch
 
 
-@dataclass(frozen=True)
-class TrialCost:
+class TrialCost(BaseModel):
     """One trial alone, without what starting its process takes."""
+
+    model_config = ConfigDict(frozen=True)
 
     trial_id: str
     seconds: float  # as far as the scheduler lets it go on average
     group: str | None  # trials of equal groups train as one batched head
 
 
+class Estimate(BaseModel):
+    """What a run is expected to take from the end of planning on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    machines: Machines
+    costs: tuple[TrialCost, ...]  # of every trial, those that are dropped too
+    stages: tuple[Stage, ...]  # of what fits the budget
+    price: float | None  # in the currency of the price table; None without one
+    bytes_to_store: int  # activations
+    dropped: tuple[str, ...] = ()  # trials that the budget has no room for, before anything is known of them
+
+    @property
+    def seconds(self) -> float:
+        return sum(stage.seconds for stage in self.stages)
+
+
 def estimate_run(
-    config: RunConfig, sources: Sequence[ActivationSource], costs: Sequence[TrialCost], machines: Machines
+    sources: Sequence[ActivationSource],
+    costs: Sequence[TrialCost],
+    dropped: Sequence[str],
+    machines: Machines,
+    export: ExportConfig,
+    prices: PricesConfig | None,
 ) -> Estimate:
-    """Stages by the clock: the frozen work, the batched probes, the trials, the conclusion."""
-    kept = [source for source in sources if source.materialise]
+    """The whole run without the trials in `dropped`."""
+    kept = [cost for cost in costs if cost.trial_id not in dropped]
+    conclusion = Stage(name="exports and report", seconds=conclusion_seconds(export))
+    stages = (*sweep_stages(kept, sources, machines), conclusion)
+    return Estimate(
+        machines=machines,
+        costs=tuple(costs),
+        stages=stages,
+        price=None if prices is None else prices.cost_of(sum(stage.seconds for stage in stages)),
+        bytes_to_store=sum(source.bytes_to_add for source in _read_by(kept, sources)),
+        dropped=tuple(dropped),
+    )
+
+
+def sweep_seconds(costs: Sequence[TrialCost], sources: Sequence[ActivationSource], machines: Machines) -> float:
+    """How long these trials take together; `sources`: the frozen work that is still to be done."""
+    return sum(stage.seconds for stage in sweep_stages(costs, sources, machines))
+
+
+def sweep_stages(
+    costs: Sequence[TrialCost], sources: Sequence[ActivationSource], machines: Machines
+) -> tuple[Stage, ...]:
+    """The frozen work, the batched linear probes, and the other trials."""
     grouped = [cost for cost in costs if cost.group is not None]
     alone = [cost.seconds for cost in costs if cost.group is None]
-    stages = [Stage(name="frozen work", seconds=frozen_seconds(kept))] if kept else []
+    stages = []
+    if (frozen := frozen_seconds(_read_by(costs, sources))) > 0:
+        stages.append(Stage(name="frozen work", seconds=frozen))
     if grouped:
-        seconds = machines.process_seconds + sum(group_seconds(grouped).values())
-        stages.append(Stage(name="linear probes", seconds=seconds))
+        stages.append(Stage(name="linear probes", seconds=sum(group_seconds(grouped).values())))
     if alone:
         seconds = machines.process_seconds + makespan(alone, machines.concurrent_trials)
         stages.append(Stage(name="trials", seconds=seconds))
-    stages.append(Stage(name="exports and report", seconds=REPORT_SECONDS + EXPORT_SECONDS * config.export.top_k))
-    total = sum(stage.seconds for stage in stages)
-    return Estimate(
-        stages=tuple(stages),
-        cost=config.prices.cost_of(total) if config.prices is not None else None,
-        bytes_to_store=sum(source.bytes_to_add for source in kept),
-    )
+    return tuple(stages)
+
+
+def conclusion_seconds(export: ExportConfig) -> float:
+    return REPORT_SECONDS + EXPORT_SECONDS * export.top_k
+
+
+def _read_by(costs: Sequence[TrialCost], sources: Sequence[ActivationSource]) -> list[ActivationSource]:
+    ids = {cost.trial_id for cost in costs}
+    return [source for source in sources if source.materialise and not ids.isdisjoint(source.trials)]
 
 
 def expected_epochs(epochs: int, sweep: SweepConfig) -> float:

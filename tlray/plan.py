@@ -139,9 +139,9 @@ def _activation_table(plan: Plan) -> Table:
 
 
 def _estimate_table(estimate: Estimate) -> Table:
-    cost = f", {estimate.cost:.2f} in money" if estimate.cost is not None else ""
+    price = f", at a price of {estimate.price:.2f}" if estimate.price is not None else ""
     table = Table(
-        title=f"expected: {in_words(estimate.seconds)}{cost}, {estimate.bytes_to_store / 1e6:.1f} MB to store",
+        title=f"expected: {in_words(estimate.seconds)}{price}, {estimate.bytes_to_store / 1e6:.1f} MB to store",
         title_justify="left",
         caption=f"beyond the budget, and left out: {', '.join(estimate.dropped)}" if estimate.dropped else None,
         caption_justify="left",

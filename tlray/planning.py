@@ -12,6 +12,7 @@ from tlray.activations.decision import plan_sources, within
 from tlray.activations.location import measure_room, measure_speed, open_store
 from tlray.activations.planned import ActivationSource
 from tlray.backbone import Backbone, build_backbone
+from tlray.budget import beyond_budget
 from tlray.catalogue import resolve_id
 from tlray.config import BackboneConfig, RunConfig, TrialConfig
 from tlray.data.manifest import Manifest
@@ -62,6 +63,7 @@ def make_plan(config: RunConfig, manifest: Manifest, trials: Sequence[TrialConfi
         found += sources
     sources = within(found, measure_room(config, store))
     costs = [trial_cost(config, trial, timed[trial.trial_id], sources, speed.gather, num_images) for trial in trials]
+    dropped = beyond_budget(config, trials, costs, sources, machines)
     return Plan(
         name=config.name,
         num_classes=len(manifest.classes),
@@ -71,7 +73,7 @@ def make_plan(config: RunConfig, manifest: Manifest, trials: Sequence[TrialConfi
         total_epochs=sum(trial.epochs for trial in planned.values()),
         total_image_passes=sum(trial.image_passes for trial in planned.values()),
         activations=tuple(sources),
-        estimate=estimate_run(config, sources, costs, machines),
+        estimate=estimate_run(sources, costs, dropped, machines, config.export, config.prices),
     )
 
 

@@ -8,6 +8,8 @@ measured once is remembered in ~/.cache/tlray, so that planning again costs noth
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-import psutil
 import torch
 from torch import nn
 
@@ -33,7 +34,6 @@ from tlray.training.optim import make_optimizer, set_rate
 from tlray.training.step import eval_step, train_step
 from tlray.training.worker import Worker, local_worker
 
-IMPORTED_AT = time.time()  # torch has been imported above
 LARGEST_BATCH = 16  # images; larger ones cost about as much an image
 NUM_READ = 16  # images
 NUM_STEPS = 3  # of which the fastest counts: other work on the machine only ever adds
@@ -50,7 +50,7 @@ def measure_steps(
         return StepSeconds(**known[key])
     with _threads(num_threads):
         measured = _measure(backbone, trial, trainable_blocks, on_activations, worker)
-    _remember(key, measured)
+    _remember(key, asdict(measured))
     return measured
 
 
@@ -83,8 +83,15 @@ def this_machine(config: RunConfig) -> Machines:
 
 
 def process_seconds() -> float:
-    """What this process took from its start until torch was there: other processes of a run will take as long."""
-    return IMPORTED_AT - psutil.Process().create_time()
+    """What a new process takes until it can train: tried once, in one that imports what a trial imports."""
+    key = json.dumps({"process": sys.version, "torch": torch.__version__})
+    known = _remembered()
+    if key not in known:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import tlray.training.trial"], check=True)
+        known[key] = {"seconds": time.perf_counter() - started}
+        _remember(key, known[key])
+    return known[key]["seconds"]
 
 
 def cache_file() -> Path:
@@ -181,9 +188,9 @@ def _remembered() -> dict[str, dict[str, float]]:
         return {}
 
 
-def _remember(key: str, seconds: StepSeconds) -> None:
+def _remember(key: str, seconds: dict[str, float]) -> None:
     path = cache_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump({**_remembered(), key: asdict(seconds)}, file)
+        json.dump({**_remembered(), key: seconds}, file)
     Path(file.name).replace(path)

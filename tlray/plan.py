@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from tlray import storage
 from tlray.activations.planned import ActivationSource
@@ -69,12 +70,12 @@ def load_plan(run_uri: str) -> Plan:
 
 
 def plan_tables(plan: Plan) -> Group:
-    """The plan for a terminal: a row for each trial, then a row for each cut whose activations may be kept."""
-    tables = [_trial_table(plan)]
+    """The plan for a terminal: a row for each trial, one for each cut that may be kept, one for each stage."""
+    tables: list[RenderableType] = [_trial_table(plan)]
     if plan.activations:
         tables += [Table(box=None), _activation_table(plan)]
     if plan.estimate is not None:
-        tables += [Table(box=None), _estimate_table(plan.estimate)]
+        tables += [Table(box=None), *_estimate_lines(plan.estimate)]
     return Group(*tables)
 
 
@@ -138,21 +139,17 @@ def _activation_table(plan: Plan) -> Table:
     return table
 
 
-def _estimate_table(estimate: Estimate) -> Table:
+def _estimate_lines(estimate: Estimate) -> list[RenderableType]:
     price = f", at a price of {estimate.price:.2f}" if estimate.price is not None else ""
-    table = Table(
-        title=f"expected: {in_words(estimate.seconds)}{price}, {estimate.bytes_to_store / 1e6:.1f} MB to store",
-        title_justify="left",
-        caption=f"beyond the budget, and left out: {', '.join(estimate.dropped)}" if estimate.dropped else None,
-        caption_justify="left",
-        box=None,
-        pad_edge=False,
-    )
+    lines = [f"expected: {in_words(estimate.seconds)}{price}, {estimate.bytes_to_store / 1e6:.1f} MB to store"]
+    if estimate.dropped:
+        lines.append(f"no room in the budget for {', '.join(estimate.dropped)}; what the others show may change that")
+    table = Table(box=None, pad_edge=False)
     table.add_column("stage")
     table.add_column("time", justify="right")
     for stage in estimate.stages:
         table.add_row(stage.name, in_words(stage.seconds))
-    return table
+    return [*(Text(line) for line in lines), table]
 
 
 def in_words(seconds: float) -> str:

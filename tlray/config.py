@@ -271,6 +271,10 @@ class RunConfig(Section):
     ] = Field((StrategyConfig(strategy="linear_probe"), StrategyConfig(strategy="full")), min_length=1)
     training: Recipe = Recipe()
     search_space: dict[str, Space] = Field(default_factory=dict, description="recipe keys to search")
+    known_recipe: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="each backbone's first trial is the usual recipe of its strategy; auto: where values are drawn",
+    )
     baseline: BaselineConfig = BaselineConfig()
     activations: ActivationsConfig = ActivationsConfig()
     sweep: SweepConfig = SweepConfig()

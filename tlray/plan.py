@@ -10,9 +10,9 @@ from rich.text import Text
 
 from tlray import storage
 from tlray.activations.planned import ActivationSource
+from tlray.budget.estimate import Estimate
 from tlray.config import RunConfig, TrialConfig
 from tlray.data.manifest import Manifest
-from tlray.estimate import Estimate
 
 
 class PlannedTrial(BaseModel):

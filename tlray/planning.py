@@ -12,20 +12,20 @@ from tlray.activations.decision import plan_sources, within
 from tlray.activations.location import measure_room, measure_speed, open_store
 from tlray.activations.planned import ActivationSource
 from tlray.backbone import Backbone, build_backbone
-from tlray.budget import beyond_budget
+from tlray.budget.choice import beyond_budget
+from tlray.budget.estimate import Machines, estimate_run
 from tlray.catalogue import resolve_id
 from tlray.config import BackboneConfig, RunConfig, TrialConfig
 from tlray.data.manifest import Manifest
 from tlray.data.prepared import prepare_manifest, with_preparation
 from tlray.demo_data import make_demo_data
 from tlray.errors import ConfigError
-from tlray.estimate import Machines, estimate_run
 from tlray.freeze import freeze
 from tlray.plan import Plan, PlannedRun, PlannedTrial
 from tlray.prepare import with_absolute_locations
 from tlray.search_space import list_trials
-from tlray.speed import this_machine
-from tlray.timing import TimedTrial, time_trials, trial_cost
+from tlray.speed.steps import this_machine
+from tlray.speed.trials import TimedTrial, time_trials, trial_cost
 from tlray.training.loop import thaw_plan
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tlray.budget import Budget
+from tlray.budget.clock import Budget
 from tlray.conclude import conclude
 from tlray.config import RunConfig
 from tlray.distributed import sweep

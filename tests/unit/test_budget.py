@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from tlray.budget import Budget, backbone_key, by_worth, choose, limit_seconds, limit_trials
+from tlray.budget.choice import backbone_key, by_worth, choose, limit_seconds, limit_trials
+from tlray.budget.clock import Budget
 from tlray.config import BackboneConfig, PricesConfig, Recipe, RunConfig, StrategyConfig, TrialConfig
 from tlray.errors import StorageError
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from tlray.activations.planned import ActivationSource
-from tlray.config import BackboneConfig, ExportConfig, PricesConfig, SweepConfig
-from tlray.estimate import (
+from tlray.budget.estimate import (
     Machines,
     TrialCost,
     conclusion_seconds,
@@ -16,6 +15,7 @@ from tlray.estimate import (
     makespan,
     sweep_seconds,
 )
+from tlray.config import BackboneConfig, ExportConfig, PricesConfig, SweepConfig
 
 MACHINES = Machines(concurrent_trials=2, process_seconds=10)
 

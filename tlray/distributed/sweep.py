@@ -18,11 +18,11 @@ from tlray.activations.charges import shard_mark
 from tlray.activations.keys import ActivationKey
 from tlray.activations.location import open_store
 from tlray.activations.planned import source_of
-from tlray.budget import Budget
-from tlray.budgeting import open_budget, within_budget
+from tlray.budget.clock import Budget
 from tlray.config import RunConfig, TrialConfig
 from tlray.data.prepared import open_prepared
 from tlray.distributed.activation_pass import compute_activations
+from tlray.distributed.budgeting import open_budget, within_budget
 from tlray.distributed.errors import reason_of
 from tlray.distributed.probe_groups import run_probe_groups
 from tlray.distributed.resources import (

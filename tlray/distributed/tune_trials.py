@@ -16,7 +16,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from tlray import storage
-from tlray.budget import Budget
+from tlray.budget.clock import Budget
 from tlray.config import TrialConfig
 from tlray.distributed.budget_stopper import BudgetStopper
 from tlray.distributed.driver import nested_trial

@@ -6,9 +6,10 @@ trials = within_budget(run, trials, budget, frozen_work_done=True)
 
 from collections.abc import Sequence
 
-from tlray.budget import Budget, backbone_key, choose, limit_seconds, limit_trials
+from tlray.budget.choice import backbone_key, choose, limit_seconds, limit_trials
+from tlray.budget.clock import Budget
+from tlray.budget.estimate import conclusion_seconds, sweep_seconds
 from tlray.config import TrialConfig
-from tlray.estimate import conclusion_seconds, sweep_seconds
 from tlray.prepare import Run
 from tlray.results import load_results
 

@@ -21,12 +21,12 @@ import torch
 from torch import nn
 
 from tlray.backbone import Backbone
+from tlray.budget.costs import ReadSeconds, StepSeconds
+from tlray.budget.estimate import Machines
 from tlray.config import DataConfig, RunConfig, TrialConfig
-from tlray.costs import ReadSeconds, StepSeconds
 from tlray.data.loader import load_draws
 from tlray.data.manifest import Manifest
 from tlray.data.read import image_reader
-from tlray.estimate import Machines
 from tlray.freeze import freeze, parameter_groups, train_mode
 from tlray.split import find_cut, frozen_prefix, trainable_suffix
 from tlray.training.loop import place

@@ -12,12 +12,12 @@ import torch
 
 from tlray.activations.planned import ActivationSource, source_of
 from tlray.backbone import Backbone
+from tlray.budget.costs import Phase, ReadSeconds, StepSeconds, trial_seconds
+from tlray.budget.estimate import TrialCost
 from tlray.config import RunConfig, TrialConfig
-from tlray.costs import Phase, ReadSeconds, StepSeconds, trial_seconds
 from tlray.data.manifest import Manifest
-from tlray.estimate import TrialCost
 from tlray.freeze import blocks_by_epoch
-from tlray.speed import measure_read, measure_steps
+from tlray.speed.steps import measure_read, measure_steps
 from tlray.training.fusion import can_fuse, fusion_key
 
 

@@ -6,8 +6,8 @@ seconds = epoch_seconds(counts, step, images, again=True) + ...
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tlray.budget.estimate import expected_epochs
 from tlray.config import RunConfig, TrialConfig
-from tlray.estimate import expected_epochs
 
 CHECKPOINT_SECONDS = 0.05  # of an epoch: its checkpoint, its metrics, its report
 

@@ -42,6 +42,7 @@ class Bucket:
 def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded, in subprocesses too
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tlray-tests-cache-")
     config.stash[S3_OF_WORKERS] = S3InUse()
     config.pluginmanager.register(config.stash[S3_OF_WORKERS])
 

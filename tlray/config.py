@@ -221,6 +221,37 @@ class SweepConfig(Section):
     gpus_per_worker: float | None = Field(None, ge=0, description="by default 1 where the cluster has GPUs, else 0")
 
 
+class BudgetConfig(Section):
+    """What a run may take at most; it ends cleanly with the best so far."""
+
+    hours: float | None = Field(None, gt=0, description="by the clock, interruptions not counted")
+    cost: float | None = Field(None, gt=0, description="in the currency of prices; needs prices")
+    trials: int | None = Field(None, ge=1, description="beside the baseline")
+
+
+class PricesConfig(Section):
+    """What the machines of the cluster cost, to say what a run will."""
+
+    per_hour: dict[str, Annotated[float, Field(ge=0)]] = Field(min_length=1, description="price of each instance type")
+    instances: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="how many of each type work on the run; by default one, of the only type"
+    )
+
+    @model_validator(mode="after")
+    def every_instance_has_a_price(self) -> "PricesConfig":
+        for name in self.instances:
+            if name not in self.per_hour:
+                raise ValueError(f"instances.{name} has no price; per_hour has {', '.join(self.per_hour)}")
+        if not self.instances and len(self.per_hour) > 1:
+            raise ValueError("per_hour has several types: say in instances how many of each work on the run")
+        return self
+
+    def cost_of(self, seconds: float) -> float:
+        """What all instances together cost in that time."""
+        instances = self.instances or dict.fromkeys(self.per_hour, 1.0)
+        return sum(number * self.per_hour[name] for name, number in instances.items()) * seconds / 3600
+
+
 class ExportConfig(Section):
     top_k: int = Field(1, ge=0)
 
@@ -240,10 +271,22 @@ class RunConfig(Section):
     ] = Field((StrategyConfig(strategy="linear_probe"), StrategyConfig(strategy="full")), min_length=1)
     training: Recipe = Recipe()
     search_space: dict[str, Space] = Field(default_factory=dict, description="recipe keys to search")
+    known_recipe: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="each backbone's first trial is the usual recipe of its strategy; auto: where values are drawn",
+    )
     baseline: BaselineConfig = BaselineConfig()
     activations: ActivationsConfig = ActivationsConfig()
     sweep: SweepConfig = SweepConfig()
     export: ExportConfig = ExportConfig()
+    budget: BudgetConfig = BudgetConfig()
+    prices: PricesConfig | None = None
+
+    @model_validator(mode="after")
+    def a_cost_needs_prices(self) -> "RunConfig":
+        if self.budget.cost is not None and (self.prices is None or self.prices.cost_of(3600) == 0):
+            raise ValueError("budget.cost needs prices.per_hour, what an instance costs an hour")
+        return self
 
     @model_validator(mode="after")
     def recipes_are_valid(self) -> "RunConfig":

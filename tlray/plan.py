@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from tlray import storage
 from tlray.activations.planned import ActivationSource
+from tlray.budget.estimate import Estimate
 from tlray.config import RunConfig, TrialConfig
 from tlray.data.manifest import Manifest
 
@@ -30,6 +32,7 @@ class PlannedTrial(BaseModel):
     trainable_blocks: int  # at most, over the epochs
     input_size: tuple[int, int]  # height, width
     image_passes: int
+    seconds: float = 0.0  # expected, alone, without the start of its process
 
 
 class Plan(BaseModel):
@@ -45,6 +48,7 @@ class Plan(BaseModel):
     total_epochs: int
     total_image_passes: int
     activations: tuple[ActivationSource, ...] = ()
+    estimate: Estimate | None = None  # None in plans of earlier versions
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,12 @@ def load_plan(run_uri: str) -> Plan:
 
 
 def plan_tables(plan: Plan) -> Group:
-    """The plan for a terminal: a row for each trial, then a row for each cut whose activations may be kept."""
-    tables = [_trial_table(plan)]
+    """The plan for a terminal: a row for each trial, one for each cut that may be kept, one for each stage."""
+    tables: list[RenderableType] = [_trial_table(plan)]
     if plan.activations:
         tables += [Table(box=None), _activation_table(plan)]
+    if plan.estimate is not None:
+        tables += [Table(box=None), *_estimate_lines(plan.estimate)]
     return Group(*tables)
 
 
@@ -83,7 +89,7 @@ def _trial_table(plan: Plan) -> Table:
         pad_edge=False,
     )
     table.add_column("trial", no_wrap=True)
-    for column in ("pixels", "epochs", "lr", "blocks that train", "parameters that train"):
+    for column in ("pixels", "epochs", "lr", "blocks that train", "parameters that train", "time"):
         table.add_column(column, justify="right")
     for trial in plan.trials:
         table.add_row(
@@ -93,6 +99,7 @@ def _trial_table(plan: Plan) -> Table:
             f"{trial.params['lr']:.2g}",
             f"{trial.trainable_blocks} of {trial.num_blocks}",
             f"{trial.num_trainable_params:,} of {trial.num_params:,}",
+            in_words(trial.seconds),
         )
     return table
 
@@ -130,6 +137,26 @@ def _activation_table(plan: Plan) -> Table:
             f"{'keep' if source.materialise else 'recompute'}: {source.reason}",
         )
     return table
+
+
+def _estimate_lines(estimate: Estimate) -> list[RenderableType]:
+    price = f", at a price of {estimate.price:.2f}" if estimate.price is not None else ""
+    lines = [f"expected: {in_words(estimate.seconds)}{price}, {estimate.bytes_to_store / 1e6:.1f} MB to store"]
+    if estimate.dropped:
+        lines.append(f"no room in the budget for {', '.join(estimate.dropped)}; what the others show may change that")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("stage")
+    table.add_column("time", justify="right")
+    for stage in estimate.stages:
+        table.add_row(stage.name, in_words(stage.seconds))
+    return [*(Text(line) for line in lines), table]
+
+
+def in_words(seconds: float) -> str:
+    """A duration for people: 8 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _plan_uri(run_uri: str) -> str:

@@ -1,6 +1,6 @@
 """The plan is made: images listed, every backbone built once with its weights, frozen work measured. Trains nothing.
 
-    planned = plan_run(config)          # InputError for whatever is wrong with what the user gave; writes no run folder
+    planned = plan_run(config, machines)     # InputError for what is wrong with the user's input; writes no run folder
 
 Checks go from the cheap to the dear: storage, images, every backbone with its weights, every freeze strategy on it.
 """
@@ -12,6 +12,8 @@ from tlray.activations.decision import plan_sources, within
 from tlray.activations.location import measure_room, measure_speed, open_store
 from tlray.activations.planned import ActivationSource
 from tlray.backbone import Backbone, build_backbone
+from tlray.budget.choice import beyond_budget
+from tlray.budget.estimate import Machines, estimate_run
 from tlray.catalogue import resolve_id
 from tlray.config import BackboneConfig, RunConfig, TrialConfig
 from tlray.data.manifest import Manifest
@@ -22,11 +24,13 @@ from tlray.freeze import freeze
 from tlray.plan import Plan, PlannedRun, PlannedTrial
 from tlray.prepare import with_absolute_locations
 from tlray.search_space import list_trials
+from tlray.speed.steps import this_machine
+from tlray.speed.trials import TimedTrial, time_trials, trial_cost
 from tlray.training.loop import thaw_plan
 
 
-def plan_run(config: RunConfig) -> PlannedRun:
-    """All that a run would do, without a run folder."""
+def plan_run(config: RunConfig, machines: Machines | None = None) -> PlannedRun:
+    """All that a run would do, without a run folder; `machines` work on it, by default this one."""
     storage.check_writable(storage.absolute(config.storage))
     if config.activations.location is not None:
         storage.check_writable(storage.absolute(config.activations.location))
@@ -36,14 +40,16 @@ def plan_run(config: RunConfig) -> PlannedRun:
     config = _resolved(config)
     manifest = prepare_manifest(config.data)
     trials = tuple(list_trials(config))
-    return PlannedRun(config, manifest, trials, make_plan(config, manifest, trials))
+    plan = make_plan(config, manifest, trials, machines or this_machine(config))
+    return PlannedRun(config, manifest, trials, plan)
 
 
-def make_plan(config: RunConfig, manifest: Manifest, trials: Sequence[TrialConfig]) -> Plan:
+def make_plan(config: RunConfig, manifest: Manifest, trials: Sequence[TrialConfig], machines: Machines) -> Plan:
     """Builds every backbone once with its weights and tries every strategy on it, so that a mistake shows here."""
     num_images = {split: len(manifest.split(split)) for split in ("train", "val", "test")}
     planned: dict[str, PlannedTrial] = {}
-    sources: list[ActivationSource] = []
+    found: list[ActivationSource] = []
+    timed: dict[str, TimedTrial] = {}
     store = open_store(config)
     speed = measure_speed(store.uri)
     for config_key in dict.fromkeys(trial.backbone.model_dump_json() for trial in trials):
@@ -52,16 +58,22 @@ def make_plan(config: RunConfig, manifest: Manifest, trials: Sequence[TrialConfi
         )
         same = [trial for trial in trials if trial.backbone.model_dump_json() == config_key]
         planned |= {trial.trial_id: _planned(trial, backbone, num_images) for trial in same}
-        sources += plan_sources(config, manifest, backbone, same, store, speed)
+        sources = plan_sources(config, manifest, backbone, same, store, speed)
+        timed |= time_trials(config, manifest, backbone, same, sources)  # last: it trains the model
+        found += sources
+    sources = within(found, measure_room(config, store))
+    costs = [trial_cost(config, trial, timed[trial.trial_id], sources, speed.gather, num_images) for trial in trials]
+    dropped = beyond_budget(config, trials, costs, sources, machines)
     return Plan(
         name=config.name,
         num_classes=len(manifest.classes),
         num_images=num_images,
         num_bad_images=len(manifest.bad),
-        trials=tuple(planned[trial.trial_id] for trial in trials),
+        trials=tuple(planned[cost.trial_id].model_copy(update={"seconds": cost.seconds}) for cost in costs),
         total_epochs=sum(trial.epochs for trial in planned.values()),
         total_image_passes=sum(trial.image_passes for trial in planned.values()),
-        activations=tuple(within(sources, measure_room(config, store))),
+        activations=tuple(sources),
+        estimate=estimate_run(sources, costs, dropped, machines, config.export, config.prices),
     )
 
 

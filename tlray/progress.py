@@ -66,6 +66,9 @@ class SweepProgress:
     def trial_stopped(self, trial_id: str) -> None:
         self._end(trial_id, "stopped early by the scheduler")
 
+    def trial_dropped(self, trial_id: str) -> None:
+        self._end(trial_id, "left out: the budget has no room for it")
+
     def sweep_broke(self, reason: str) -> None:
         """The running trials' processes are gone; they start again from their checkpoints."""
         self._running.clear()

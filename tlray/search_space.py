@@ -15,16 +15,36 @@ from typing import Any
 import numpy as np
 
 from tlray.config import BackboneConfig, Recipe, RunConfig, Space, StrategyConfig, TrialConfig, recipe_value
+from tlray.known_recipe import KNOWN_RECIPES
 
 
 def list_trials(config: RunConfig) -> list[TrialConfig]:
-    """Every trial of the run: the baseline first, then backbones x strategies x samples x grid values."""
+    """Every trial of the run: the baseline first, then backbones x strategies x samples x grid values.
+
+    Where values are drawn, each backbone starts with what one would do by hand, so that no search is worse than that.
+    """
     trials = [_baseline(config)]
-    for backbone, strategy in itertools.product(config.backbones, config.strategies):
-        for values in _draws(config, backbone, strategy):
-            recipe = _recipe(config.training, {**values, **strategy.training}, where="strategies.training")
-            trials.append(_trial(config, len(trials), backbone, strategy, recipe))
+    for backbone in config.backbones:
+        known = _known(config)
+        if known is not None:
+            trials.append(_trial(config, len(trials), backbone, *known))
+        for strategy in config.strategies:
+            for values in _draws(config, backbone, strategy):
+                recipe = _recipe(config.training, {**values, **strategy.training}, where="strategies.training")
+                if (strategy, recipe) != known:
+                    trials.append(_trial(config, len(trials), backbone, strategy, recipe))
     return trials
+
+
+def _known(config: RunConfig) -> tuple[StrategyConfig, Recipe] | None:
+    """The first strategy that keeps pre-trained weights, with its known recipe; None where none is asked for."""
+    spaces = [config.search_space, *(strategy.search_space for strategy in config.strategies)]
+    drawn = any(dimension.grid is None for space in spaces for dimension in space.values())
+    if config.known_recipe == "never" or (config.known_recipe == "auto" and not drawn):
+        return None
+    strategy = next((s for s in config.strategies if s.strategy != "scratch"), config.strategies[0])
+    values = {**KNOWN_RECIPES[strategy.strategy], **strategy.training}
+    return strategy, _recipe(config.training, values, where="strategies.training")
 
 
 def _baseline(config: RunConfig) -> TrialConfig:

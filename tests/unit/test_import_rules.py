@@ -21,7 +21,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # what the user says
     "config": set(),
     "config_file": {"config"},
-    "search_space": {"config"},
+    "known_recipe": {"config"},
+    "search_space": {"config", "known_recipe"},
     # backbones
     "storage": set(),
     "stores": {"storage"},
@@ -39,7 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # frozen work
     "activations": {"config", "storage", "stores", "catalogue", "backbone", "freeze", "split", "fold", "data"},
     # what is decided before a run
-    "plan": {"config", "storage", "data", "activations"},
+    "budget": {"config", "storage", "activations"},
+    "plan": {"config", "storage", "data", "activations", "budget"},
     "prepare": {"config", "config_file", "search_space", "storage", "data", "plan"},
     # one trial
     "results": {"config", "storage"},
@@ -57,6 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "results",
     },
     "footprint": {"config", "backbone", "freeze", "training"},
+    "speed": {"config", "backbone", "freeze", "split", "data", "activations", "budget", "training"},
     # a run
     "planning": {
         "config",
@@ -68,6 +71,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data",
         "demo_data",
         "activations",
+        "budget",
+        "speed",
         "plan",
         "prepare",
         "training",
@@ -80,6 +85,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "catalogue",
         "data",
         "activations",
+        "budget",
+        "speed",
         "plan",
         "planning",
         "prepare",

@@ -12,7 +12,14 @@ from tlray.search_space import list_trials
 
 def make_config(**fields: Any) -> RunConfig:
     return RunConfig.model_validate(
-        {"name": "x", "data": {"train": "images"}, "backbones": ["timm/a"], "strategies": ["full"], **fields}
+        {
+            "name": "x",
+            "data": {"train": "images"},
+            "backbones": ["timm/a"],
+            "strategies": ["full"],
+            "known_recipe": "never",
+            **fields,
+        }
     )
 
 
@@ -90,3 +97,28 @@ def test_the_same_configuration_always_gives_the_same_trials(seed: int) -> None:
     ids = [t.trial_id for t in list_trials(config)]
     assert len(set(ids)) == len(ids)
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_.") for name in ids)
+
+
+def test_each_backbone_starts_with_what_one_would_do_by_hand_where_values_are_drawn() -> None:
+    fields: dict[str, Any] = {
+        "backbones": ["timm/a", "timm/b"],
+        "strategies": ["scratch", {"strategy": "full", "training": {"weight_decay": 0.5}}, "linear_probe"],
+        "search_space": {"lr": {"loguniform": [1e-5, 1e-1]}},
+        "training": {"epochs": 7, "batch_size": 64},
+    }
+    with_known, without = (list_trials(make_config(**fields, known_recipe=choice)) for choice in ("auto", "never"))
+    assert len(with_known) == len(without) + 2
+    for name in ("timm/a", "timm/b"):
+        first = next(trial for trial in with_known if trial.backbone.id == name and not trial.is_baseline)
+        assert first.strategy.strategy == "full"
+        recipe = first.recipe
+        assert (recipe.optimizer, recipe.lr, recipe.momentum) == ("sgd", 0.001, 0.9)
+        assert (recipe.epochs, recipe.batch_size, recipe.weight_decay) == (7, 64, 0.5), "what the user has fixed stays"
+    drawn = {(trial.backbone.id, trial.recipe.lr) for trial in without[1:]}
+    assert drawn <= {(trial.backbone.id, trial.recipe.lr) for trial in with_known[1:]}, "the draws are the same"
+
+
+def test_a_grid_is_chosen_by_hand_and_gets_the_known_recipe_only_when_asked_and_once() -> None:
+    grid = {"search_space": {"lr": {"grid": [0.1, 0.001]}}, "training": {"optimizer": "sgd", "weight_decay": 0}}
+    assert [t.recipe.lr for t in list_trials(make_config(**grid, known_recipe="auto"))[1:]] == [0.1, 0.001]
+    assert [t.recipe.lr for t in list_trials(make_config(**grid, known_recipe="always"))[1:]] == [0.001, 0.1]

@@ -18,9 +18,11 @@ from tlray.activations.charges import shard_mark
 from tlray.activations.keys import ActivationKey
 from tlray.activations.location import open_store
 from tlray.activations.planned import source_of
+from tlray.budget.clock import Budget
 from tlray.config import RunConfig, TrialConfig
 from tlray.data.prepared import open_prepared
 from tlray.distributed.activation_pass import compute_activations
+from tlray.distributed.budgeting import open_budget, within_budget
 from tlray.distributed.errors import reason_of
 from tlray.distributed.probe_groups import run_probe_groups
 from tlray.distributed.resources import (
@@ -51,13 +53,14 @@ def check_cluster(config: RunConfig) -> TrialResources:
 
 
 def run_sweep(run: Run, watch: Watcher) -> None:
-    """Run every trial that has no final row yet, then score those that the scheduler stopped."""
+    """Run every trial that has no final row yet and fits the budget, then score those that were stopped early."""
     connect()
     resources = check_cluster(run.config)
     _append_missing_rows(run)
     remaining = [trial for trial in run.trials if not _is_finished(run.uri, trial.trial_id)]
     for trial in remaining:  # a failed attempt's row must not be taken for the new attempt's
         delete_trial_result(run.uri, trial.trial_id)
+    budget = open_budget(run)
     store = open_store(run.config)
     kept = [source for source in run.plan.activations if source.materialise]
     keys = [ActivationKey(**fields) for source in kept for fields in source.keys]
@@ -68,10 +71,11 @@ def run_sweep(run: Run, watch: Watcher) -> None:
     ):
         if keys and remaining:
             tasks = task_resources(cluster_summary())
+            remaining = _within_budget_before_probes(run, remaining, budget, watch)
             _fail_readers(run, compute_activations(run, store, tasks, watch.activations_computed), remaining, watch)
             groups = _probe_groups(run, [trial for trial in remaining if not _has_ended(run.uri, trial.trial_id)])
             _fail(run, run_probe_groups(run, groups, tasks, watch), watch)
-        _tune(run, remaining, resources, watch)
+        _tune(run, remaining, budget, resources, watch)
         stopped = [trial for trial in remaining if _was_stopped(run.uri, trial.trial_id)]
         _conclude(run, stopped, resources, watch)
 
@@ -88,14 +92,41 @@ def _probe_groups(run: Run, trials: Iterable[TrialConfig]) -> list[list[TrialCon
     return list(groups.values())
 
 
-def _tune(run: Run, remaining: Sequence[TrialConfig], resources: TrialResources, watch: Watcher) -> None:
-    """Ray Tune over what has not ended, started again where it breaks down itself."""
+def _within_budget_before_probes(
+    run: Run, remaining: Sequence[TrialConfig], budget: Budget, watch: Watcher
+) -> list[TrialConfig]:
+    """`remaining` without the linear probes that there is no time for; what else there is time for, they will tell."""
+    probes = {trial.trial_id for group in _probe_groups(run, remaining) for trial in group}
+    judged = [trial for trial in remaining if trial.is_baseline or trial.trial_id in probes]
+    kept = {trial.trial_id for trial in _keep_within(run, judged, budget, watch, frozen_work_done=False)}
+    return [trial for trial in remaining if trial.trial_id in kept or trial not in judged]
+
+
+def _keep_within(
+    run: Run, trials: Sequence[TrialConfig], budget: Budget, watch: Watcher, *, frozen_work_done: bool
+) -> list[TrialConfig]:
+    kept = within_budget(run, trials, budget, frozen_work_done=frozen_work_done)
+    for trial in trials:
+        if trial not in kept:
+            watch.trial_dropped(trial.trial_id)
+    return kept
+
+
+def _tune(
+    run: Run, remaining: Sequence[TrialConfig], budget: Budget, resources: TrialResources, watch: Watcher
+) -> None:
+    """Ray Tune over what has not ended and fits the budget, started again where it breaks down itself."""
     failures = 0
-    while open_trials := [trial for trial in remaining if not _has_ended(run.uri, trial.trial_id)]:
+    while open_trials := [
+        trial for trial in remaining if trial.trial_id not in budget.dropped and not _has_ended(run.uri, trial.trial_id)
+    ]:
+        open_trials = _keep_within(run, open_trials, budget, watch, frozen_work_done=True)
+        if not open_trials:
+            return
         from tlray.distributed.tune_trials import tune_trials
 
         try:
-            tune_trials(run, open_trials, resources, watch)
+            tune_trials(run, open_trials, budget, resources, watch)
             return
         except RuntimeError as error:
             # Tune gives up the whole sweep when Ray kills one trial's process for want of memory. The run folder

@@ -21,11 +21,13 @@ from tlray.prepare import Run, load_run
 
 
 @ray.remote
-def plan_task(config: RunConfig) -> Any:
+def plan_task(config: RunConfig, concurrent_trials: int) -> Any:
     """The PlannedRun of a configuration."""
+    from tlray.budget.estimate import Machines
     from tlray.planning import plan_run
+    from tlray.speed.steps import process_seconds
 
-    return plan_run(config)
+    return plan_run(config, Machines(concurrent_trials=concurrent_trials, process_seconds=process_seconds()))
 
 
 @ray.remote

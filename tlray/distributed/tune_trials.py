@@ -1,6 +1,6 @@
 """Trials under Ray Tune: those that train blocks, or read images, each one's final row appended as it ends.
 
-    tune_trials(run, open_trials, resources, watch)
+    tune_trials(run, open_trials, budget, resources, watch)
 
 What is finished and how far the rest is stands in the run folder, written by the trials themselves; Tune's own state
 is thrown away.
@@ -16,7 +16,9 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from tlray import storage
+from tlray.budget.clock import Budget
 from tlray.config import TrialConfig
+from tlray.distributed.budget_stopper import BudgetStopper
 from tlray.distributed.driver import nested_trial
 from tlray.distributed.resources import DRIVER_MEMORY_BYTES, TrialResources
 from tlray.distributed.scheduler import make_scheduler, our_trial_id
@@ -27,7 +29,9 @@ from tlray.results import append_result, read_trial_result, stopped_marker, writ
 from tlray.training.trial import failed_result, trial_folder
 
 
-def tune_trials(run: Run, open_trials: Sequence[TrialConfig], resources: TrialResources, watch: Watcher) -> None:
+def tune_trials(
+    run: Run, open_trials: Sequence[TrialConfig], budget: Budget, resources: TrialResources, watch: Watcher
+) -> None:
     """Train `open_trials` until each has ended or was stopped; RuntimeError when Tune itself breaks down."""
     config = run.config
     # Rows are written by the trials; Tune's loggers, progress bars and metric checks would only stand in the way.
@@ -57,9 +61,28 @@ def tune_trials(run: Run, open_trials: Sequence[TrialConfig], resources: TrialRe
                 storage_path=scratch,
                 verbose=0,
                 callbacks=[_Rows({trial.trial_id: trial for trial in open_trials}, run.uri, watch)],
+                stop=BudgetStopper(budget),
                 failure_config=tune.FailureConfig(max_failures=config.sweep.max_failures),
             ),
         ).fit()
+    if budget.left() <= 0:  # Tune says nothing of the trials that it then ends
+        _end_of_budget(run.uri, [trial.trial_id for trial in open_trials], budget, watch)
+
+
+def _end_of_budget(run_uri: str, trial_ids: Sequence[str], budget: Budget, watch: Watcher) -> None:
+    """What had an epoch is scored as it stands, the rest is dropped."""
+    for trial_id in trial_ids:
+        if read_trial_result(run_uri, trial_id) is None and not storage.exists(stopped_marker(run_uri, trial_id)):
+            if trial_folder(run_uri, trial_id).load_progress().epoch > 0:
+                _stop(run_uri, trial_id, watch)
+            else:
+                budget.drop([trial_id])
+                watch.trial_dropped(trial_id)
+
+
+def _stop(run_uri: str, trial_id: str, watch: Watcher) -> None:
+    storage.write_text(stopped_marker(run_uri, trial_id), "")
+    watch.trial_stopped(trial_id)
 
 
 class _Rows(tune.Callback):
@@ -82,12 +105,11 @@ class _Rows(tune.Callback):
             self._watch.epoch_ended(our_trial_id(trial), result)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Called for a trial that returned and for one that the scheduler stopped; only the first has a result."""
+        """Called for a trial that returned and for one that was stopped; only the first has a result."""
         trial_id = our_trial_id(trial)
         result = read_trial_result(self._run_uri, trial_id)
         if result is None:
-            storage.write_text(stopped_marker(self._run_uri, trial_id), "")
-            self._watch.trial_stopped(trial_id)
+            _stop(self._run_uri, trial_id, self._watch)
             return
         append_result(self._run_uri, result)
         self._watch.trial_ended(result)

@@ -1,0 +1,140 @@
+"""What a budget has room for, and how it is spent."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from tlray.budget.choice import backbone_key, by_worth, choose, limit_seconds, limit_trials
+from tlray.budget.clock import Budget
+from tlray.config import BackboneConfig, PricesConfig, Recipe, RunConfig, StrategyConfig, TrialConfig
+from tlray.errors import StorageError
+
+
+def trials_of(**counts: int) -> list[TrialConfig]:
+    """The baseline, then so many trials of each backbone."""
+
+    def trial(trial_id: str, name: str, is_baseline: bool = False) -> TrialConfig:
+        return TrialConfig(
+            trial_id=trial_id,
+            backbone=BackboneConfig(id=name),
+            strategy=StrategyConfig(strategy="full"),
+            recipe=Recipe(),
+            seed=0,
+            is_baseline=is_baseline,
+        )
+
+    others = [trial(f"{name}{number}", name) for name, count in counts.items() for number in range(count)]
+    return [trial("000-baseline", "small", is_baseline=True), *others]
+
+
+def ten_seconds_each(trials: Sequence[TrialConfig]) -> float:
+    return 10.0 * len(trials)
+
+
+def key(name: str) -> str:
+    return backbone_key(BackboneConfig(id=name))
+
+
+def ids(trials: Sequence[TrialConfig]) -> list[str]:
+    return [trial.trial_id for trial in trials]
+
+
+def run_config(**fields: object) -> RunConfig:
+    return RunConfig.model_validate({"name": "x", "data": {"train": "d"}, "backbones": ["a"], **fields})
+
+
+def test_the_first_trial_of_every_backbone_comes_before_any_second_one_and_better_backbones_first() -> None:
+    ordered = by_worth(trials_of(a=3, b=1, c=2), {key("c"): 0.9, key("a"): 0.5})
+    assert ids(ordered) == ["c0", "a0", "b0", "c1", "a1", "a2"]
+
+
+def test_while_all_do_not_fit_the_worse_half_of_the_backbones_goes() -> None:
+    scores = {key("a"): 0.1, key("b"): 0.9, key("c"): 0.8, key("d"): 0.2}
+    trials = trials_of(a=2, b=2, c=2, d=2)
+    assert choose(trials, ten_seconds_each, 90, scores) == (trials, [])
+    kept, dropped = choose(trials, ten_seconds_each, 89, scores)
+    assert ids(kept) == ["000-baseline", "b0", "b1", "c0", "c1"]
+    assert dropped == ["a0", "a1", "d0", "d1"]
+    kept, _ = choose(trials, ten_seconds_each, 35, scores)
+    assert ids(kept) == ["000-baseline", "b0", "b1"]
+    kept, _ = choose(trials, ten_seconds_each, 20, scores)
+    assert ids(kept) == ["000-baseline", "b0"]
+
+
+def test_a_long_trial_makes_room_for_a_shorter_one_behind_it() -> None:
+    long = {"a0": 100.0}
+
+    def seconds_of(trials: Sequence[TrialConfig]) -> float:
+        return sum(long.get(trial.trial_id, 1.0) for trial in trials)
+
+    kept, dropped = choose(trials_of(a=3), seconds_of, 10, {})
+    assert ids(kept) == ["000-baseline", "a1", "a2"]
+    assert dropped == ["a0"]
+
+
+def test_the_baseline_stays_when_there_is_room_for_nothing() -> None:
+    kept, dropped = choose(trials_of(a=1), ten_seconds_each, 0, {})
+    assert ids(kept) == ["000-baseline"]
+    assert dropped == ["a0"]
+
+
+def test_a_number_of_trials_takes_some_of_each_backbone() -> None:
+    kept, dropped = limit_trials(trials_of(a=3, b=3), 3)
+    assert ids(kept) == ["000-baseline", "a0", "a1", "b0"]
+    assert dropped == ["a2", "b1", "b2"]
+    assert limit_trials(trials_of(a=3), None)[1] == []
+
+
+def test_the_tighter_of_hours_and_cost_is_the_limit() -> None:
+    prices = PricesConfig(per_hour={"gpu": 2.0}, instances={"gpu": 3})
+    assert limit_seconds(run_config()) == math.inf
+    assert limit_seconds(run_config(budget={"hours": 2})) == 7200
+    assert limit_seconds(run_config(budget={"hours": 2, "cost": 3}, prices=prices.model_dump())) == pytest.approx(1800)
+    assert limit_seconds(run_config(budget={"hours": 0.1, "cost": 3}, prices=prices.model_dump())) == 360
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"budget": {"cost": 3}}, "budget.cost needs prices"),
+        ({"budget": {"hours": 0}}, "greater than 0"),
+        ({"budget": {"trials": 0}}, "greater than or equal to 1"),
+        ({"prices": {"per_hour": {}}}, "at least 1"),
+        ({"prices": {"per_hour": {"a": 1}, "instances": {"b": 1}}}, "instances.b has no price"),
+        ({"prices": {"per_hour": {"a": 1, "b": 2}}}, "say in instances how many"),
+        ({"prices": {"per_hour": {"a": -1}}}, "greater than or equal to 0"),
+    ],
+)
+def test_a_budget_that_cannot_be_kept_is_refused(fields: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        run_config(**fields)
+
+
+def test_time_is_counted_over_the_parts_of_an_interrupted_run_and_not_between_them(tmp_path: Path) -> None:
+    first = Budget(str(tmp_path), limit=100, reserve=10)
+    first.drop(["b"])
+    first.drop(["a", "b"])
+    content = json.loads((tmp_path / "budget.json").read_text())
+    (tmp_path / "budget.json").write_text(json.dumps({**content, "spent_seconds": 60}))
+    time.sleep(0.05)
+    second = Budget(str(tmp_path), limit=100, reserve=10)
+    assert 29 < second.left() <= 30
+    assert second.dropped == ("b", "a")
+
+
+def test_a_run_without_a_limit_notes_nothing(tmp_path: Path) -> None:
+    budget = Budget(str(tmp_path), limit=math.inf)
+    budget.tick()
+    assert budget.left() == math.inf
+    assert not (tmp_path / "budget.json").exists()
+
+
+def test_a_damaged_note_of_the_time_is_named(tmp_path: Path) -> None:
+    (tmp_path / "budget.json").write_text("{")
+    with pytest.raises(StorageError, match=r"budget\.json is damaged"):
+        Budget(str(tmp_path), limit=1)

@@ -1,0 +1,102 @@
+"""How long a run is expected to take, from what its parts take."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from tlray.activations.planned import ActivationSource
+from tlray.budget.estimate import (
+    Machines,
+    TrialCost,
+    conclusion_seconds,
+    estimate_run,
+    expected_epochs,
+    makespan,
+    sweep_seconds,
+)
+from tlray.config import BackboneConfig, ExportConfig, PricesConfig, SweepConfig
+
+MACHINES = Machines(concurrent_trials=2, process_seconds=10)
+
+
+def source(name: str, num_frozen: int, trials: tuple[str, ...], **fields: object) -> ActivationSource:
+    values = {
+        "backbone": BackboneConfig(id=name),
+        "seed": 0,
+        "num_frozen": num_frozen,
+        "num_blocks": 10,
+        "last_block": "b",
+        "augmentation": "none",
+        "views": 1,
+        "trials": trials,
+        "with_test": True,
+        "bytes_per_image": 1000,
+        "num_draws": 100,
+        "num_stored": 0,
+        "num_reads": 1000,
+        "decode_seconds": 0.01,
+        "prefix_seconds": 0.02,
+        "materialise_seconds": 3.0,
+        "recompute_seconds": 30.0,
+        "materialise": True,
+        "reason": "",
+        "keys": (),
+    }
+    return ActivationSource.model_validate(values | fields)
+
+
+def cost(trial_id: str, seconds: float, group: str | None = None) -> TrialCost:
+    return TrialCost(trial_id=trial_id, seconds=seconds, group=group)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 7])
+def test_the_makespan_is_that_of_trials_started_one_by_one_on_the_first_free_slot(slots: int) -> None:
+    seconds = np.random.default_rng(slots).uniform(1, 9, 20).tolist()
+    busy: list[list[float]] = [[] for _ in range(slots)]
+    for duration in seconds:
+        min(busy, key=sum).append(duration)
+    assert makespan(seconds, slots) == pytest.approx(max(sum(jobs) for jobs in busy))
+
+
+@pytest.mark.parametrize(("epochs", "grace", "factor"), [(9, 1, 3), (10, 2, 3), (5, 5, 4), (3, 8, 2), (27, 1, 3)])
+def test_the_expected_epochs_are_those_of_rounds_that_halve(epochs: int, grace: int, factor: int) -> None:
+    num_trials = factor**6
+    alive, trained, reached = num_trials, 0, min(grace, epochs)
+    trained += alive * reached
+    for rung in itertools.takewhile(lambda rung: rung < epochs, (grace * factor**k for k in itertools.count())):
+        alive //= factor
+        trained += alive * (min(rung * factor, epochs) - rung)
+    sweep = SweepConfig(scheduler="asha", grace_period=grace, reduction_factor=factor)
+    assert expected_epochs(epochs, sweep) == pytest.approx(trained / num_trials)
+    assert expected_epochs(epochs, SweepConfig(scheduler="fifo")) == epochs
+
+
+def test_trials_of_a_batched_head_cost_little_more_than_one_and_others_share_the_slots() -> None:
+    one = sweep_seconds([cost("a", 5, "g")], (), MACHINES)
+    many = sweep_seconds([cost(f"a{number}", 5, "g") for number in range(20)], (), MACHINES)
+    assert many < 1.5 * one
+    assert sweep_seconds([cost(f"b{number}", 5) for number in range(20)], (), MACHINES) == pytest.approx(10 + 50)
+
+
+def test_cuts_of_one_backbone_cost_one_forward_and_what_is_stored_nothing() -> None:
+    costs = [cost("a", 0, "g"), cost("b", 0, "g")]
+    deep = source("x", 9, ("a",), prefix_seconds=0.09)
+    shallow = source("x", 5, ("b",), prefix_seconds=0.05)
+    assert sweep_seconds(costs, [deep, shallow], MACHINES) == pytest.approx(100 * 0.1)
+    other = source("y", 9, ("b",), prefix_seconds=0.09)
+    assert sweep_seconds(costs, [deep, other], MACHINES) == pytest.approx(200 * 0.1)
+    stored = source("x", 9, ("a",), num_stored=100)
+    assert sweep_seconds(costs, [stored], MACHINES) == 0
+    assert sweep_seconds(costs[1:], [deep], MACHINES) == 0, "nobody reads it"
+
+
+def test_a_run_is_priced_by_all_its_instances_and_without_what_is_dropped() -> None:
+    costs = [cost("000-baseline", 100), cost("a", 200), cost("b", 5000)]
+    prices = PricesConfig(per_hour={"gpu": 3.6, "cpu": 0.36}, instances={"gpu": 2, "cpu": 1})
+    estimate = estimate_run((), costs, ["b"], MACHINES, ExportConfig(top_k=1), prices)
+    seconds = 10 + 200 + conclusion_seconds(ExportConfig(top_k=1))
+    assert estimate.seconds == pytest.approx(seconds)
+    assert estimate.price == pytest.approx(seconds * (2 * 3.6 + 0.36) / 3600)
+    assert estimate.dropped == ("b",)
+    assert estimate_run((), costs, [], MACHINES, ExportConfig(), None).price is None

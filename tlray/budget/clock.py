@@ -1,0 +1,65 @@
+"""The time that a run has spent and may still take.
+
+    budget = Budget(run_uri, limit_seconds(config), reserve)
+    budget.left()
+
+Counted from the sweep's start, over all parts of an interrupted run, and not while nothing runs.
+"""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+
+from tlray import storage
+from tlray.errors import StorageError
+
+SAVED_EVERY = 5.0  # seconds at least, between two notes of the time that is spent
+
+
+class Budget:
+    """The clock of a run; `reserve` seconds of the limit are kept for its conclusion."""
+
+    def __init__(self, run_uri: str, limit: float, reserve: float = 0.0) -> None:
+        self._uri = storage.join(run_uri, "budget.json")
+        self._limit, self._reserve = limit, reserve
+        self._before, self.dropped = self._load()
+        self._started = time.monotonic()
+        self._saved = -math.inf
+
+    @property
+    def is_limited(self) -> bool:
+        return math.isfinite(self._limit)
+
+    def spent(self) -> float:
+        """Seconds, those of earlier parts of the run included."""
+        return self._before + time.monotonic() - self._started
+
+    def left(self) -> float:
+        """Seconds until the conclusion has to begin; infinite without a limit."""
+        return self._limit - self._reserve - self.spent()
+
+    def tick(self) -> None:
+        """Note what is spent, so that a resume goes on counting; cheap enough to be called at every event."""
+        if self.is_limited and time.monotonic() - self._saved > SAVED_EVERY:
+            self.save()
+
+    def drop(self, trial_ids: Sequence[str]) -> None:
+        """Trials that there was no room for; they have no row."""
+        self.dropped = tuple(dict.fromkeys([*self.dropped, *trial_ids]))
+        self.save()
+
+    def save(self) -> None:
+        """Write budget.json."""
+        self._saved = time.monotonic()
+        content = {"limit_seconds": self._limit, "spent_seconds": self.spent(), "dropped": self.dropped}
+        storage.write_text(self._uri, json.dumps(content))
+
+    def _load(self) -> tuple[float, tuple[str, ...]]:
+        try:
+            content = json.loads(storage.read_text(self._uri))
+        except storage.NotFoundError:
+            return 0.0, ()
+        except json.JSONDecodeError as error:
+            raise StorageError(f"{self._uri} is damaged: {error}") from None
+        return content["spent_seconds"], tuple(content["dropped"])

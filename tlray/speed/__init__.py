@@ -1,0 +1,1 @@
+"""Seconds of an image in each part of a trial, measured on this machine."""

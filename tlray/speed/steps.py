@@ -1,0 +1,196 @@
+"""How long one image takes in a step of training and of evaluation, measured on this machine with made-up images.
+
+    seconds = measure_steps(backbone, trial, trainable_blocks, on_activations=False, num_threads=1)
+
+The model is trained on noise with a learning rate of zero, and its BatchNorm statistics move: measure last. What was
+measured once is remembered in ~/.cache/tlray, so that planning again costs nothing.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tlray.backbone import Backbone
+from tlray.budget.costs import ReadSeconds, StepSeconds
+from tlray.budget.estimate import Machines
+from tlray.config import DataConfig, RunConfig, TrialConfig
+from tlray.data.loader import load_draws
+from tlray.data.manifest import Manifest
+from tlray.data.read import image_reader
+from tlray.freeze import freeze, parameter_groups, train_mode
+from tlray.split import find_cut, frozen_prefix, trainable_suffix
+from tlray.training.loop import place
+from tlray.training.optim import make_optimizer, set_rate
+from tlray.training.step import eval_step, train_step
+from tlray.training.worker import Worker, local_worker
+
+LARGEST_BATCH = 16  # images; larger ones cost about as much an image
+NUM_READ = 16  # images
+NUM_STEPS = 3  # of which the fastest counts: other work on the machine only ever adds
+
+
+def measure_steps(
+    backbone: Backbone, trial: TrialConfig, trainable_blocks: int, *, on_activations: bool, num_threads: int
+) -> StepSeconds:
+    """What an image costs while the last `trainable_blocks` train, on images or on what the others computed of them."""
+    worker = local_worker()
+    key = _key(backbone, trial, trainable_blocks, on_activations, num_threads, worker.device)
+    known = _remembered()
+    if key in known:
+        return StepSeconds(**known[key])
+    with _threads(num_threads):
+        measured = _measure(backbone, trial, trainable_blocks, on_activations, worker)
+    _remember(key, asdict(measured))
+    return measured
+
+
+def measure_read(manifest: Manifest, backbone: Backbone, data: DataConfig, augmentation: str) -> ReadSeconds:
+    """Of training images as a trial reads them: from where they lie, and from the decoded ones in memory."""
+    some, read = list(manifest.split("train")[:NUM_READ]), image_reader(data)
+    seconds = []
+    for _ in range(2):
+        started = time.perf_counter()
+        view = 0 if augmentation == "none" else 1
+        for _image in load_draws(some, backbone.preprocessing, augmentation, view, num_threads=1, read=read):
+            pass
+        seconds.append((time.perf_counter() - started) / len(some))
+    pixels = sum(3 * image.width * image.height for image in some) / len(some)
+    fits = len(manifest.images) * pixels <= data.memory_cache_mb * 2**20
+    return ReadSeconds(first=seconds[0], again=seconds[1] if fits else seconds[0])
+
+
+def this_machine(config: RunConfig) -> Machines:
+    """What works on a run where no cluster has been asked: this machine's CPUs, or its GPUs."""
+    sweep = config.sweep
+    gpus = torch.cuda.device_count()
+    each = sweep.workers_per_trial * sweep.cpus_per_worker
+    concurrent = int((os.cpu_count() or 1) // each)
+    if gpus and sweep.gpus_per_worker != 0:
+        concurrent = min(concurrent, int(gpus // (sweep.workers_per_trial * (sweep.gpus_per_worker or 1))))
+    if sweep.max_concurrent_trials is not None:
+        concurrent = min(concurrent, sweep.max_concurrent_trials)
+    return Machines(concurrent_trials=max(1, concurrent), process_seconds=process_seconds())
+
+
+def process_seconds() -> float:
+    """What a new process takes until it can train: tried once, in one that imports what a trial imports."""
+    key = json.dumps({"process": sys.version, "torch": torch.__version__})
+    known = _remembered()
+    if key not in known:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import tlray.training.trial"], check=True)
+        known[key] = {"seconds": time.perf_counter() - started}
+        _remember(key, known[key])
+    return known[key]["seconds"]
+
+
+def cache_file() -> Path:
+    """Where measured speeds are remembered."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tlray" / "speed.json"
+
+
+def _measure(
+    backbone: Backbone, trial: TrialConfig, trainable_blocks: int, on_activations: bool, worker: Worker
+) -> StepSeconds:
+    recipe = trial.recipe
+    place(backbone, worker)
+    freeze(backbone, trainable_blocks)
+    batch = min(LARGEST_BATCH, recipe.batch_size)
+    images = torch.randn(batch, 3, *backbone.preprocessing.input_size, device=worker.device)
+    inputs: tuple[torch.Tensor, ...] = (images.contiguous(memory_format=torch.channels_last),)
+    model: nn.Module = backbone.model
+    if on_activations:
+        num_frozen = len(backbone.blocks) - trainable_blocks
+        with torch.no_grad():
+            (inputs,) = frozen_prefix(backbone, [find_cut(backbone, num_frozen)])(inputs[0])
+        model = trainable_suffix(backbone, num_frozen)
+    labels = torch.zeros(batch, dtype=torch.int64, device=worker.device)
+    optimizer = make_optimizer(parameter_groups(backbone), recipe)
+    criterion = nn.CrossEntropyLoss(reduction="sum")
+    set_rate(optimizer, 0.0)
+    train_mode(backbone, trainable_blocks, recipe.freeze_bn)
+    train = _fastest(
+        lambda: train_step(model, inputs, labels, criterion, optimizer, precision=recipe.precision), worker.device
+    )
+    backbone.model.eval()
+    evaluate = _fastest(lambda: eval_step(model, inputs, precision=recipe.precision), worker.device)
+    return StepSeconds(train=train / batch, evaluate=evaluate / batch)
+
+
+def _fastest(step: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the fastest of some calls, after one that is not counted."""
+    step()
+    seconds = []
+    for _ in range(NUM_STEPS):
+        _wait(device)
+        started = time.perf_counter()
+        step()
+        _wait(device)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _key(
+    backbone: Backbone,
+    trial: TrialConfig,
+    trainable_blocks: int,
+    on_activations: bool,
+    num_threads: int,
+    device: torch.device,
+) -> str:
+    recipe = trial.recipe
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.uname().machine}x{num_threads}"
+    parts = {
+        "backbone": backbone.id,
+        "options": trial.backbone.options,
+        "size": backbone.preprocessing.input_size,
+        "trainable_blocks": trainable_blocks,
+        "on": "activations" if on_activations else "images",
+        "batch": min(LARGEST_BATCH, recipe.batch_size),
+        "optimizer": recipe.optimizer,
+        "precision": recipe.precision,
+        "freeze_bn": recipe.freeze_bn,
+        "machine": machine,
+        "torch": torch.__version__,
+    }
+    return json.dumps(parts, sort_keys=True)
+
+
+def _remembered() -> dict[str, dict[str, float]]:
+    try:
+        return json.loads(cache_file().read_text())
+    except (FileNotFoundError, json.JSONDecodeError):  # a damaged file costs measuring again
+        return {}
+
+
+def _remember(key: str, seconds: dict[str, float]) -> None:
+    path = cache_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        json.dump({**_remembered(), key: seconds}, file)
+    Path(file.name).replace(path)

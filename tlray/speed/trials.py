@@ -1,0 +1,79 @@
+"""What each planned trial costs: its steps and its reading timed on the real backbone and on images of the run.
+
+timed = time_trials(config, manifest, backbone, trials, sources)
+cost = trial_cost(config, trial, timed[trial.trial_id], sources, gather, num_images)
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tlray.activations.planned import ActivationSource, source_of
+from tlray.backbone import Backbone
+from tlray.budget.costs import Phase, ReadSeconds, StepSeconds, trial_seconds
+from tlray.budget.estimate import TrialCost
+from tlray.config import RunConfig, TrialConfig
+from tlray.data.manifest import Manifest
+from tlray.freeze import blocks_by_epoch
+from tlray.speed.steps import measure_read, measure_steps
+from tlray.training.fusion import can_fuse, fusion_key
+
+
+@dataclass(frozen=True)
+class TimedTrial:
+    """A trial's epochs by what is frozen in them: (frozen blocks, epochs, step on images or on activations)."""
+
+    phases: tuple[tuple[int, int, StepSeconds], ...]
+    read: ReadSeconds  # of images
+
+
+def time_trials(
+    config: RunConfig,
+    manifest: Manifest,
+    backbone: Backbone,
+    trials: Sequence[TrialConfig],
+    sources: Sequence[ActivationSource],
+) -> dict[str, TimedTrial]:
+    """All `trials` of one backbone, by their ids; equal ones are measured once. The backbone is trained on noise."""
+    reads: dict[str, ReadSeconds] = {}
+    timed: dict[str, TimedTrial] = {}
+    threads = max(1, int(config.sweep.cpus_per_worker))
+    for trial in trials:
+        augmentation = trial.recipe.augmentation
+        if augmentation not in reads:
+            reads[augmentation] = measure_read(manifest, backbone, config.data, augmentation)
+        phases = []
+        for trainable, epochs in Counter(blocks_by_epoch(trial.strategy, backbone, trial.recipe.epochs)).items():
+            num_frozen = len(backbone.blocks) - trainable
+            on_activations = source_of(sources, trial.trial_id, num_frozen) is not None
+            step = measure_steps(backbone, trial, trainable, on_activations=on_activations, num_threads=threads)
+            phases.append((num_frozen, epochs, step))
+        timed[trial.trial_id] = TimedTrial(tuple(phases), reads[augmentation])
+    return timed
+
+
+def trial_cost(
+    config: RunConfig,
+    trial: TrialConfig,
+    timed: TimedTrial,
+    sources: Sequence[ActivationSource],
+    gather: float,
+    num_images: dict[str, int],
+) -> TrialCost:
+    """The trial's seconds where `sources` say what is kept; `gather`: seconds a byte of activations."""
+    phases, on_features = [], False
+    for num_frozen, epochs, step in timed.phases:
+        source = source_of(sources, trial.trial_id, num_frozen)
+        read = timed.read
+        if source is not None:
+            seconds = source.bytes_per_image * gather
+            read, on_features = ReadSeconds(first=seconds, again=seconds), can_fuse(trial)
+        phases.append(Phase(epochs, step, read))
+    fused = on_features and config.activations.fuse_probes
+    return TrialCost(
+        trial_id=trial.trial_id,
+        seconds=trial_seconds(trial, phases, num_images, config, overlapped=torch.cuda.is_available()),
+        group=repr(fusion_key(trial)) if fused else None,
+    )

@@ -84,7 +84,10 @@ def write_legacy_file(path: Path, model: nn.Module, inside: str | None = None) -
     to_keras = {"running_mean": "moving_mean", "running_var": "moving_variance"}
     arrays: dict[str, np.ndarray] = {}
     for name, module in model.named_modules():
-        for key, tensor in {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(False))}.items():
+        for key, tensor in {
+            **dict(module.named_parameters(recurse=False)),
+            **dict(module.named_buffers(False)),
+        }.items():
             if key == "num_batches_tracked":
                 continue
             keras_key = {"weight": "kernel", "bias": "bias"}.get(key)
@@ -138,7 +141,9 @@ def as_keras_defines_it(arrays: dict[str, np.ndarray], depths: tuple[int, ...], 
             name = f"conv{stage}_block{number}"
             stride = 2 if number == depth and stage < 5 else 1
             active = norm(values, f"{name}_preact_bn")
-            shortcut = convolution(active, f"{name}_0_conv", stride) if number == 1 else values[:, :, ::stride, ::stride]
+            shortcut = (
+                convolution(active, f"{name}_0_conv", stride) if number == 1 else values[:, :, ::stride, ::stride]
+            )
             inner = norm(convolution(active, f"{name}_1_conv"), f"{name}_1_bn")
             inner = norm(convolution(inner, f"{name}_2_conv", stride), f"{name}_2_bn")
             values = shortcut + convolution(inner, f"{name}_3_conv")

@@ -130,5 +130,5 @@ def test_a_failed_download_is_an_os_error(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_tower_has_no_labels() -> None:
-    with pytest.raises(BackboneError, match="have no classifier|has no classifier|no labels are known"):
+    with pytest.raises(BackboneError, match="no labels are known"):
         open_clip.labels("coca_ViT-B-32", None)

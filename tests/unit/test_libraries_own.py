@@ -86,7 +86,7 @@ def write_legacy_file(path: Path, model: nn.Module, inside: str | None = None) -
     for name, module in model.named_modules():
         for key, tensor in {
             **dict(module.named_parameters(recurse=False)),
-            **dict(module.named_buffers(False)),
+            **dict(module.named_buffers(recurse=False)),
         }.items():
             if key == "num_batches_tracked":
                 continue

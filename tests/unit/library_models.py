@@ -4,6 +4,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.unit.families import images_for, randomise_norms
 from tlray.backbone import Backbone, _find_head
@@ -47,6 +48,13 @@ def on_meta(library: ModuleType, name: str, num_classes: int = 1000) -> tuple[An
     with torch.device("meta"):
         model = library.construct(name, None, "none", height, {}, num_classes).eval()
         return model, model(torch.empty(2, 3, height, width))
+
+
+def giga_multiply_adds(model: Any, size: int) -> float:
+    """Of one square image, counted by torch; `model` lies on the meta device."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.empty(1, 3, size, size, device="meta"))
+    return counter.get_total_flops() / 2e9
 
 
 def num_params(model: torch.nn.Module) -> int:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from tests.unit.families import by_hand, randomise_norms
-from tests.unit.library_models import assert_splits, num_params, on_meta, untrained
+from tests.unit.library_models import assert_splits, giga_multiply_adds, num_params, on_meta, untrained
 from tlray.catalogue import ModelId
 from tlray.errors import BackboneError
 from tlray.libraries import tlray
@@ -29,6 +29,7 @@ def test_an_architecture_has_the_stated_size_and_takes_images_of_its_size(name: 
     assert tuple(logits.shape) == (2, 1000)
     facts = tlray.facts(name, None)
     assert num_params(model) == facts["num_params"]
+    assert giga_multiply_adds(model, facts["input_size"]) == pytest.approx(facts["gflops"], abs=0.006)
     classifier = model.classifier if name == "densenet264" else model.fc
     assert classifier.in_features == facts["feature_width"]
 

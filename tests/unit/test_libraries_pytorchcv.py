@@ -49,6 +49,7 @@ def test_the_facts_are_those_that_the_package_publishes() -> None:
         "input_size": 224,
         "num_params": 11_295_240,
         "gflops": 2.048,
+        "feature_width": 1024,
         "size_mb": 43.1,
         "top1": 74.63,
         "top5": 92.26,
@@ -66,15 +67,20 @@ def test_the_facts_are_those_that_the_package_publishes() -> None:
 
 def test_what_is_known_without_the_package_is_what_the_package_says() -> None:
     for name, row in pytorchcv.ROWS.items():
-        facts = pytorchcv.facts(name, None)
-        assert {key: facts[key] for key in row} == row
+        row_of_package, accuracies = pytorchcv._row(name), pytorchcv._accuracies()
+        said = {"num_params": int(row_of_package["net_weights"])}
+        said |= accuracies[name, row_of_package["checksum"][:8]]
+        assert {key: value for key, value in row.items() if key != "feature_width"} == said
 
 
 @pytest.mark.parametrize("name", NAMED)
 def test_a_named_model_has_its_parameters_and_takes_images_of_its_size(name: str) -> None:
     model, logits = on_meta(pytorchcv, name)
     assert tuple(logits.shape) == (2, 1000)
-    assert num_params(model) == pytorchcv.facts(name, None)["num_params"]
+    facts = pytorchcv.facts(name, None)
+    assert num_params(model) == facts["num_params"]
+    head = model.get_submodule(NAMED[name][0])
+    assert head.in_features == facts.get("feature_width", head.in_features)
 
 
 @pytest.mark.parametrize("name", ["bninception", "preresnet50"])

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("ultralytics", reason="needs the extra ultralytics")
 
-from tests.unit.library_models import FACTS, assert_splits, num_params, on_meta, untrained
+from tests.unit.library_models import FACTS, assert_splits, giga_multiply_adds, num_params, on_meta, untrained
 from tlray.errors import BackboneError
 from tlray.libraries import ultralytics
 
@@ -31,6 +31,7 @@ def test_a_model_has_the_stated_size_and_takes_images_of_its_size(name: str) -> 
     facts = ultralytics.facts(name, None)
     assert facts.keys() <= FACTS
     assert num_params(model) == facts["num_params"]
+    assert giga_multiply_adds(model, facts["input_size"]) == pytest.approx(facts["gflops"], abs=0.006)
     assert model.fc.in_features == facts["feature_width"]
 
 

@@ -24,13 +24,14 @@ EXTRA: str | None = "pytorchcv"
 TAG = "in1k"  # one set of weights for each model
 TOP_SOURCE = "pytorchcv 0.0.74, README (100 - error)"
 
-# The models that neither torchvision nor timm has, for a machine without the package: as its tables have them.
+# The models that neither torchvision nor timm has, for a machine without the package: as its tables have them, and the
+# width of the features, which they do not state.
 ROWS: dict[str, dict[str, Any]] = {
-    "bninception": {"num_params": 11_295_240, "gflops": 2.048, "top1": 74.63, "top5": 92.26},
-    "nasnet_4a1056": {"num_params": 5_289_978, "gflops": 0.585, "top1": 74.68, "top5": 91.97},
-    "preresnet50": {"num_params": 25_549_480, "gflops": 3.875, "top1": 77.60, "top5": 93.53},
-    "preresnet101": {"num_params": 44_541_608, "gflops": 7.595, "top1": 79.19, "top5": 94.37},
-    "preresnet152": {"num_params": 60_185_256, "gflops": 11.319, "top1": 80.64, "top5": 95.36},
+    "bninception": {"num_params": 11_295_240, "feature_width": 1024, "gflops": 2.048, "top1": 74.63, "top5": 92.26},
+    "nasnet_4a1056": {"num_params": 5_289_978, "feature_width": 1056, "gflops": 0.585, "top1": 74.68, "top5": 91.97},
+    "preresnet50": {"num_params": 25_549_480, "feature_width": 2048, "gflops": 3.875, "top1": 77.60, "top5": 93.53},
+    "preresnet101": {"num_params": 44_541_608, "feature_width": 2048, "gflops": 7.595, "top1": 79.19, "top5": 94.37},
+    "preresnet152": {"num_params": 60_185_256, "feature_width": 2048, "gflops": 11.319, "top1": 80.64, "top5": 95.36},
 }
 STANDARD = {"img_size": "224", "img_scale": "0.875", "remark": "NA"}  # of a row in the package's table
 UNUSUAL_PREPROCESSING = "]*"  # how the table's remark ends
@@ -139,7 +140,7 @@ def _figures(name: str) -> dict[str, Any]:
         return dict(ROWS[name])
     row = _row(name)
     published = _accuracies().get((name, row.get("checksum", "")[:8]), {})
-    return {"num_params": int(row["net_weights"]), **published}
+    return ROWS.get(name, {}) | {"num_params": int(row["net_weights"]), **published}
 
 
 @cache

@@ -36,9 +36,9 @@ FACTS: dict[str, dict[str, Any]] = {
         "feature_width": 2688,
         "note": "no weights were published for torch; PaddleClas has some (77.96 / 93.85 by its tables), not converted",
     },
-    "resnet50v2": KERAS | {"num_params": 25_568_360, "top1": 76.0, "top5": 93.0, "size_mb": 98},
-    "resnet101v2": KERAS | {"num_params": 44_577_896, "top1": 77.2, "top5": 93.8, "size_mb": 171},
-    "resnet152v2": KERAS | {"num_params": 60_236_904, "top1": 78.0, "top5": 94.2, "size_mb": 232},
+    "resnet50v2": KERAS | {"num_params": 25_568_360, "gflops": 3.48, "top1": 76.0, "top5": 93.0, "size_mb": 98},
+    "resnet101v2": KERAS | {"num_params": 44_577_896, "gflops": 7.19, "top1": 77.2, "top5": 93.8, "size_mb": 171},
+    "resnet152v2": KERAS | {"num_params": 60_236_904, "gflops": 10.91, "top1": 78.0, "top5": 94.2, "size_mb": 232},
     "yolov7_backbone": {
         "family": "yolov7",
         "num_params": 14_396_808,

@@ -13,6 +13,7 @@ from tlray.libraries.architectures.keras_weights import architecture_of, resnet_
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras on numpy 2
 @pytest.mark.parametrize("name", DEPTHS)
 def test_a_file_that_keras_wrote_gives_the_logits_of_keras(name: str, tmp_path: Path) -> None:
     pytest.importorskip("h5py", reason="needs the extra keras")

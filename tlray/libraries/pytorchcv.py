@@ -122,7 +122,10 @@ def labels(name: str, tag: str | None) -> tuple[str, ...]:
 
 
 def _pool_maps_of_any_size(model: Any) -> None:
-    """The last pooling's window is that of the default input size; over all of it the mean is the same."""
+    """The last pooling's window is that of the default input size; over all of it the mean is the same.
+
+    The few models that pool in their classifier (DPN, SqueezeNet) take images of their own size only.
+    """
     from torch import nn
 
     if isinstance(dict(model.named_modules()).get("features.final_pool"), nn.AvgPool2d):

@@ -26,6 +26,11 @@ from tlray.errors import BackboneError
 
 # Containers with a forward of their own that hold blocks. timm needs no entry: its models state their layer groups.
 OPENED_TYPES = {
+    "open_clip.modified_resnet.ModifiedResNet",
+    "open_clip.transformer.Transformer",
+    "open_clip.transformer.VisionTransformer",
+    "pytorchcv.models.common.arch.DualPathSequential",
+    "pytorchcv.models.common.arch.MultiOutputSequential",
     "torchvision.models.densenet._DenseBlock",
     "torchvision.models.maxvit.MaxVitBlock",
     "torchvision.models.regnet.AnyStage",

@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "storage": set(),
     "stores": {"storage"},
     "catalogue": set(),
+    "libraries": {"catalogue"},
     "blocks": set(),
     "weights": {"storage", "catalogue", "config"},
     "backbone": {"config", "catalogue", "blocks", "storage", "weights"},

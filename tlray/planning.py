@@ -31,7 +31,7 @@ def plan_run(config: RunConfig) -> PlannedRun:
     if config.activations.location is not None:
         storage.check_writable(storage.absolute(config.activations.location))
     _check_batch_sizes(config)
-    for backbone in (config.baseline.backbone, *config.backbones):
+    for backbone in (config.baseline.backbone, *config.chosen_backbones):
         resolve_id(backbone.id)
     config = _resolved(config)
     manifest = prepare_manifest(config.data)
@@ -94,7 +94,7 @@ def _resolved(config: RunConfig) -> RunConfig:
         data = data.model_copy(update={"synthetic": None, "train": made.train, "val": made.val, "test": made.test})
     data = with_preparation(data)
     baseline = config.baseline.model_copy(update={"backbone": _with_full_id(config.baseline.backbone)})
-    backbones = tuple(_with_full_id(backbone) for backbone in config.backbones)
+    backbones = tuple(_with_full_id(backbone) for backbone in config.chosen_backbones)
     return config.model_copy(update={"data": data, "backbones": backbones, "baseline": baseline})
 
 

@@ -62,7 +62,7 @@ def with_absolute_locations(config: RunConfig) -> RunConfig:
             "storage": storage.absolute(config.storage),
             "activations": config.activations.model_copy(update={"location": storage.absolute(kept)}),
             "data": config.data.model_copy(update=data),
-            "backbones": tuple(of_backbone(backbone) for backbone in config.backbones),
+            "backbones": tuple(of_backbone(backbone) for backbone in config.chosen_backbones),
             "baseline": config.baseline.model_copy(update={"backbone": of_backbone(config.baseline.backbone)}),
         }
     )

@@ -20,7 +20,7 @@ from tlray.config import BackboneConfig, Recipe, RunConfig, Space, StrategyConfi
 def list_trials(config: RunConfig) -> list[TrialConfig]:
     """Every trial of the run: the baseline first, then backbones x strategies x samples x grid values."""
     trials = [_baseline(config)]
-    for backbone, strategy in itertools.product(config.backbones, config.strategies):
+    for backbone, strategy in itertools.product(config.chosen_backbones, config.strategies):
         for values in _draws(config, backbone, strategy):
             recipe = _recipe(config.training, {**values, **strategy.training}, where="strategies.training")
             trials.append(_trial(config, len(trials), backbone, strategy, recipe))

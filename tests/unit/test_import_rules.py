@@ -19,16 +19,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"export"},
     "errors": set(),
     # what the user says
-    "config": set(),
+    "config_section": set(),
+    "config_query": {"config_section"},
+    "config": {"config_section", "config_query"},
     "config_file": {"config"},
     "search_space": {"config"},
     # backbones
     "storage": set(),
     "stores": {"storage"},
-    "catalogue": set(),
+    "preprocessing": set(),
+    "libraries": {"preprocessing"},
+    "latency": {"libraries"},
+    "catalogue": {"preprocessing", "libraries", "latency", "config", "config_query"},
     "blocks": set(),
     "weights": {"storage", "catalogue", "config"},
-    "backbone": {"config", "catalogue", "blocks", "storage", "weights"},
+    "backbone": {"config", "catalogue", "libraries", "blocks", "storage", "weights"},
     "freeze": {"config", "backbone"},
     "liveness": {"blocks"},
     "split": {"blocks", "backbone", "liveness"},
@@ -95,7 +100,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run": {"config", "activations", "prepare", "progress", "features", "results", "distributed", "conclude"},
     "local": {"config", "search_space", "activations", "planning", "prepare", "training", "results", "conclude"},
     "demo": {"config", "storage", "prepare", "run", "conclude", "predict"},
-    "doctor": {"config", "search_space", "storage", "catalogue", "weights", "backbone", "footprint", "data"},
+    "doctor": {"config", "search_space", "storage", "catalogue", "libraries", "weights", "backbone", "footprint", "data"},
 }
 ENTRY_POINT = "cli"  # imports everything, inside its functions
 NEED_RAY = {"run", "demo"}  # the only modules that import tlray.distributed with themselves

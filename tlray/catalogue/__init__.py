@@ -10,6 +10,8 @@ is read from its own metadata (tlray/libraries/); what none says stands in facts
 
 from tlray.catalogue.facts import ModelFacts
 from tlray.catalogue.ids import ModelId, default_preprocessing, known_tags, resolve_id, split_id
+from tlray.catalogue.listing import all_models, facts_of
+from tlray.catalogue.query import list_models
 from tlray.preprocessing import CropMode, Interpolation, Preprocessing
 
 __all__ = [
@@ -18,8 +20,11 @@ __all__ = [
     "ModelFacts",
     "ModelId",
     "Preprocessing",
+    "all_models",
     "default_preprocessing",
+    "facts_of",
     "known_tags",
+    "list_models",
     "resolve_id",
     "split_id",
 ]

@@ -15,6 +15,7 @@ class ModelFacts:
     weights: tuple[str, ...] = ()  # tags of the architecture that can be downloaded, the default first
     family: str | None = None  # the library's module that defines the architecture
     input_size: int | None = None  # pixels, height
+    num_classes: int | None = None  # outputs of the weights' own head; 0 where they have none
     num_params: int | None = None  # with the weights' own head
     gflops: float | None = None  # multiply-adds of one image of input_size, in 10^9, as torchvision and papers count
     size_mb: float | None = None  # download, MiB
@@ -27,6 +28,7 @@ class ModelFacts:
     licence: str | None = None
     licence_binds: bool = False  # it must be accepted by name in the configuration
     trained_on: str | None = None  # data sets in the order of training, such as in21k+in1k
+    usable: bool = True  # tlray can train it; `note` says why not
     extra: str | None = None  # pip extra that brings the library
     note: str | None = None
 

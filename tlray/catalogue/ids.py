@@ -8,8 +8,9 @@ An id is `library/name` or `library/name.tag`; without a tag it means the librar
 
 from dataclasses import dataclass
 
+from tlray.catalogue.listing import architectures
 from tlray.errors import BackboneError, nearest
-from tlray.libraries import LIBRARIES, extra_of, installed, library
+from tlray.libraries import LIBRARIES, extra_of, is_installed, library
 from tlray.preprocessing import Preprocessing
 
 
@@ -30,10 +31,11 @@ def resolve_id(name: str) -> str:
     """`name` with its library in front; BackboneError when no model is called so, or more than one."""
     home, slash, bare = name.partition("/")
     bare = bare if slash else name
-    if slash:
-        library(home)  # an unknown library, or one that is not installed, says so
     architecture, _, tag = bare.partition(".")
-    homes = [one for one in ((home,) if slash else installed()) if architecture in library(one).names()]
+    if slash:  # an unknown library, or one that is not installed, says so
+        homes = [home] if architecture in library(home).names() else []
+    else:
+        homes = [one for one, names in architectures().items() if architecture in names]
     if not homes:
         near = ", ".join(_near_misses(architecture))
         raise BackboneError(
@@ -70,8 +72,8 @@ def default_preprocessing(full_id: str) -> Preprocessing:
 
 def _near_misses(architecture: str) -> list[str]:
     homes: dict[str, list[str]] = {}
-    for home in installed():
-        for name in library(home).names():
+    for home, names in architectures().items():
+        for name in sorted(names):
             homes.setdefault(name, []).append(f"{home}/{name}")
     near = nearest(architecture.lower(), homes, count=5)
     return [full_id for name in near for full_id in homes[name]][:5]
@@ -79,5 +81,5 @@ def _near_misses(architecture: str) -> list[str]:
 
 def _missing() -> str:
     """Half a sentence about the libraries that were not searched because they are not installed."""
-    absent = [f"{home} (tlray[{extra_of(home)}])" for home in LIBRARIES if home not in installed()]
+    absent = [f"{home} (tlray[{extra_of(home)}])" for home in LIBRARIES if not is_installed(home)]
     return f"; not installed, and not searched: {', '.join(absent)}" if absent else ""

@@ -66,14 +66,19 @@ def facts(name: str, tag: str | None) -> dict[str, Any]:
     import timm
 
     found = config(name, tag)
-    known = {
+    _, height, width = found.get("input_size", (3, 224, 224))
+    known: dict[str, Any] = {
         "family": timm.models.model_entrypoint(name).__module__.rpartition(".")[2],
-        "input_size": found.get("input_size", (3, 224, 224))[1],
+        "input_size": height,
+        "num_classes": found.get("num_classes"),
         "licence": found.get("license"),
         "trained_on": trained_on(tag or found.get("tag") or ""),
     }
     if not tags(name):
-        known |= {"licence": None, "trained_on": None, "note": "architecture only: timm has no weights of it"}
+        note = "architecture only: timm has no weights of it"
+        known |= {"licence": None, "trained_on": None, "num_classes": 1000, "note": note}
+    if height != width:
+        known |= {"usable": False, "note": f"takes images of {height} x {width} pixels, and tlray prepares square ones"}
     return known
 
 

@@ -53,6 +53,7 @@ def facts(name: str, tag: str | None) -> dict[str, Any]:
     return {
         "family": get_model_builder(name).__module__.rpartition(".")[2],
         "input_size": entry.transforms().crop_size[0],
+        "num_classes": len(meta["categories"]),
         "num_params": meta["num_params"],
         "top1": metrics["acc@1"],
         "top5": metrics["acc@5"],

@@ -36,15 +36,19 @@ def measure(library: str, name: str, tag_of_size: dict[int, str | None]) -> dict
 
     found: dict[str, Any] = {"id": f"{library}/{name}", "gmacs": {}}
     for size, tag in tag_of_size.items():
-        with torch.device("meta"):
-            model = load(library).construct(name, tag, "none", size, {}, CLASSES).eval()
-            images = torch.empty(1, 3, size, size)
+        try:
+            with torch.device("meta"):
+                model = load(library).construct(name, tag, "none", size, {}, CLASSES)
+        except NotImplementedError:  # RegNet computes its widths with tensors while it is built
+            model = load(library).construct(name, tag, "none", size, {}, CLASSES).to("meta")
+        model.eval().requires_grad_(False)
+        images = torch.empty(1, 3, size, size, device="meta")
         if "body" not in found:
             head = find_head(model, found["id"])
-            of_head = sum(p.numel() for name in head for p in model.get_submodule(name).parameters())
-            found["per_class"] = of_head // CLASSES
-            found["body"] = sum(parameter.numel() for parameter in model.parameters()) - of_head
-            found["width"] = model.get_submodule(head[0]).weight.shape[1]
+            of_heads = [list(model.get_submodule(name).parameters()) for name in head]
+            found["per_class"] = sum(p.numel() for ps in of_heads for p in ps if p.shape[0] == CLASSES) // CLASSES
+            found["body"] = sum(p.numel() for p in model.parameters()) - found["per_class"] * CLASSES
+            found["width"] = next(p.shape[1] for p in of_heads[0] if p.ndim > 1)
             try:
                 found["blocks"] = len(trace_model(model, head).blocks)
             except BackboneError as error:

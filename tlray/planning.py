@@ -13,6 +13,8 @@ from tlray.activations.location import measure_room, measure_speed, open_store
 from tlray.activations.planned import ActivationSource
 from tlray.backbone import Backbone, build_backbone
 from tlray.catalogue import resolve_id
+from tlray.catalogue.acceptance import check_licences
+from tlray.catalogue.select import select_backbones
 from tlray.config import BackboneConfig, RunConfig, TrialConfig
 from tlray.data.manifest import Manifest
 from tlray.data.prepared import prepare_manifest, with_preparation
@@ -27,12 +29,12 @@ from tlray.training.loop import thaw_plan
 
 def plan_run(config: RunConfig) -> PlannedRun:
     """All that a run would do, without a run folder."""
+    config = select_backbones(config)
+    check_licences(config)
     storage.check_writable(storage.absolute(config.storage))
     if config.activations.location is not None:
         storage.check_writable(storage.absolute(config.activations.location))
     _check_batch_sizes(config)
-    for backbone in (config.baseline.backbone, *config.chosen_backbones):
-        resolve_id(backbone.id)
     config = _resolved(config)
     manifest = prepare_manifest(config.data)
     trials = tuple(list_trials(config))

@@ -1,4 +1,4 @@
-"""How an image becomes a backbone's input at evaluation: a property of the weights, the same words for every library."""
+"""How an image becomes a backbone's input at evaluation, in the same words for every library."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace

@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activations": {"config", "storage", "stores", "catalogue", "backbone", "freeze", "split", "fold", "data"},
     # what is decided before a run
     "plan": {"config", "storage", "data", "activations"},
-    "prepare": {"config", "config_file", "search_space", "storage", "data", "plan"},
+    "prepare": {"config", "config_file", "config_query", "search_space", "storage", "data", "plan"},
     # one trial
     "results": {"config", "storage"},
     "training": {
@@ -98,7 +98,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "conclude": {"storage", "data", "training", "results", "export", "report", "prepare"},
     # what a person starts
     "run": {"config", "activations", "prepare", "progress", "features", "results", "distributed", "conclude"},
-    "local": {"config", "search_space", "activations", "planning", "prepare", "training", "results", "conclude"},
+    "local": {"config", "catalogue", "search_space", "activations", "planning", "prepare", "training", "results", "conclude"},
     "demo": {"config", "storage", "prepare", "run", "conclude", "predict"},
     "doctor": {"config", "search_space", "storage", "catalogue", "libraries", "weights", "backbone", "footprint", "data"},
 }

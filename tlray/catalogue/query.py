@@ -1,20 +1,22 @@
 """Which models of the catalogue a query means, and in which order. No torch here.
 
-    list_models("torchvision/resnet*")
-    found = select(all_models(), Filters(max_params="10M", min_top1=75))
-    found = ordered(found, "top1")[:5]
+list_models("torchvision/resnet*")
+found = select(all_models(), Filters(max_params="10M", min_top1=75))
+found = ordered(found, "top1")[:5]
 """
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from pydantic import ValidationError
 
 from tlray.catalogue.facts import ModelFacts
 from tlray.catalogue.listing import all_models
-from tlray.config_query import Filters, SortKey
-from tlray.errors import ConfigError, nearest
+from tlray.config_query import Filters
+from tlray.errors import ConfigError, nearest, plain_reason
 
-FIELDS: dict[SortKey, str] = {
+FIELDS: dict[str, str] = {
     "top1": "top1",
     "top5": "top5",
     "params": "num_params",
@@ -31,6 +33,25 @@ def list_models(pattern: str = "") -> list[ModelFacts]:
     return select(all_models(), Filters(pattern=pattern, pretrained=False))
 
 
+def find(
+    filters: Mapping[str, Any], *, sort: str | None = None, reverse: bool = False, limit: int | None = None
+) -> list[ModelFacts]:
+    """What `tlray models` shows; ConfigError for an amount or a name that there is not."""
+    if sort is not None and sort not in FIELDS:
+        raise ConfigError(f"sort {sort!r} is none of {', '.join(FIELDS)}")
+    try:
+        wanted = Filters.model_validate({name: value for name, value in filters.items() if value is not None})
+    except ValidationError as error:
+        (problem, *_) = error.errors()
+        raise ConfigError(f"{problem['loc'][0]}: {plain_reason(problem)}") from None
+    found = select(all_models(), wanted)
+    if sort is not None:
+        found = ordered(found, sort, reverse=reverse)
+    elif reverse:
+        found.reverse()
+    return found[:limit]
+
+
 def select(models: Sequence[ModelFacts], filters: Filters) -> list[ModelFacts]:
     """The entries that pass every filter, in their order; ConfigError for a name that none of them has."""
     for field in ("library", "family", "licence"):
@@ -39,7 +60,7 @@ def select(models: Sequence[ModelFacts], filters: Filters) -> list[ModelFacts]:
     return [facts for facts in models if _passes(facts, filters)]
 
 
-def ordered(models: Iterable[ModelFacts], key: SortKey, *, reverse: bool = False) -> list[ModelFacts]:
+def ordered(models: Iterable[ModelFacts], key: str, *, reverse: bool = False) -> list[ModelFacts]:
     """Best accuracy first, everything else from small to large; entries without the figure last, `reverse` or not."""
     field = FIELDS[key]
     models = list(models)

@@ -29,6 +29,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(timm.list_models()))
 
 
+@functools.cache
 def tags(name: str) -> tuple[str, ...]:
     default = config(name, None).get("tag")
     return tuple(sorted(_tags().get(name, ()), key=lambda tag: tag != default))

@@ -98,9 +98,29 @@ MAY_IMPORT: dict[str, set[str]] = {
     "conclude": {"storage", "data", "training", "results", "export", "report", "prepare"},
     # what a person starts
     "run": {"config", "activations", "prepare", "progress", "features", "results", "distributed", "conclude"},
-    "local": {"config", "catalogue", "search_space", "activations", "planning", "prepare", "training", "results", "conclude"},
+    "local": {
+        "config",
+        "catalogue",
+        "search_space",
+        "activations",
+        "planning",
+        "prepare",
+        "training",
+        "results",
+        "conclude",
+    },
     "demo": {"config", "storage", "prepare", "run", "conclude", "predict"},
-    "doctor": {"config", "search_space", "storage", "catalogue", "libraries", "weights", "backbone", "footprint", "data"},
+    "doctor": {
+        "config",
+        "search_space",
+        "storage",
+        "catalogue",
+        "libraries",
+        "weights",
+        "backbone",
+        "footprint",
+        "data",
+    },
 }
 ENTRY_POINT = "cli"  # imports everything, inside its functions
 NEED_RAY = {"run", "demo"}  # the only modules that import tlray.distributed with themselves

@@ -25,8 +25,8 @@ from tlray.errors import ConfigError
 PALETTE = ("#3b82f6", "#f0803c", "#12a67c", "#c65bb0", "#8b7cf0", "#b5920f", "#2fb0c7", "#e05260")
 OTHERS, FRONT = "#b8b8b8", "#202020"
 FORMATS = (".png", ".svg", ".html")
-# Where a name may stand, in points from its model; the first place that is free is taken.
-PLACES = ((-5, 5, "right", "bottom"), (5, -5, "left", "top"), (-9, 14, "right", "bottom"), (9, -14, "left", "top"))
+# Where a name may end, in points from its model; above and to the left of the front there are no others.
+PLACES = ((-5, 4), (-9, 13), (-13, 22))
 STYLE: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"}
 PAGE = '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n{svg}\n</html>\n'
 
@@ -104,14 +104,14 @@ def _name(canvas: FigureCanvasAgg, axes: Axes, front: Sequence[ModelFacts]) -> N
     taken: list[Bbox] = [legend.get_window_extent(renderer)] if legend is not None else []
     frame = axes.get_window_extent(renderer)
     for facts in reversed(front):
-        for right, up, horizontal, vertical in PLACES:
+        for place in PLACES:
             text = axes.annotate(
                 facts.name,
                 ((facts.num_params or 0) / 1e6, facts.top1 or 0),
-                (right, up),
+                place,
                 textcoords="offset points",
-                ha=horizontal,
-                va=vertical,
+                ha="right",
+                va="bottom",
                 fontsize=7,
                 color=FRONT,
             )

@@ -4,9 +4,8 @@
     python -m scripts.measure_architectures measured.jsonl                  # half an hour; goes on where it stopped
     python -m scripts.make_facts pytorch-image-models measured.jsonl
 
-The first argument is a clone (or its git directory) of timm's repository: accuracies and, of what could not be
-computed, multiply-adds are read from the commit that it has checked out. What the second file lacks is not lost: it is
-taken over from the facts.json that is there.
+The first argument is a clone (or its git directory) of timm's repository: accuracies are read from the commit that it
+has checked out. What the second file lacks is not lost: it is taken over from the facts.json that is there.
 """
 
 import csv
@@ -22,7 +21,6 @@ from tlray.libraries import LIBRARIES, installed, library, version
 
 REPOSITORY = "https://github.com/huggingface/pytorch-image-models"
 ACCURACY = "results/results-imagenet.csv"
-BENCHMARK = "results/benchmark-infer-amp-nchw-pt291-cu128-4090.csv"
 COMPUTED = (
     "scripts/measure_architectures.py on the meta device: parameters without and per class of the classifier, its "
     "width, blocks as tlray freezes them, multiply-adds (half of torch.utils.flop_counter) of one image"
@@ -37,13 +35,11 @@ def main(arguments: list[str]) -> None:
     contents = {
         "sources": {
             "accuracy": {"repository": REPOSITORY, "commit": commit, "file": ACCURACY},
-            "estimates": {"repository": REPOSITORY, "commit": commit, "file": BENCHMARK},
             "architectures": {"computed": COMPUTED, "versions": _versions()},
             "optional": {"computed": "the metadata of the libraries that need an extra", "versions": _versions()},
         },
         "accuracy": _accuracy(_git(clone, "show", f"HEAD:{ACCURACY}")),
         "architectures": dict(sorted(architectures.items())),
-        "estimates": _estimates(_git(clone, "show", f"HEAD:{BENCHMARK}"), architectures),
         "optional": before["optional"],
     }
     FACTS.write_text(_one_line_an_entry(contents))
@@ -72,16 +68,6 @@ def _accuracy(text: str) -> dict[str, dict[str, list[float]]]:
     for row in csv.DictReader(text.splitlines()):
         top = [float(row["top1"]), float(row["top5"])]
         found.setdefault(f"timm/{row['model']}", {})[row["img_size"]] = top
-    return dict(sorted(found.items()))
-
-
-def _estimates(text: str, architectures: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Multiply-adds that timm published of what could not be computed."""
-    found: dict[str, dict[str, float]] = {}
-    for row in csv.DictReader(text.splitlines()):
-        full_id, size = f"timm/{row['model']}", row["infer_img_size"]
-        if row["infer_gmacs"] and size not in architectures.get(full_id, {}).get("gmacs", {}):
-            found.setdefault(full_id, {})[size] = float(row["infer_gmacs"])
     return dict(sorted(found.items()))
 
 

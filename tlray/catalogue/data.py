@@ -4,7 +4,6 @@
     architectures  "timm/NAME"     -> body, per_class (parameters without the classifier, and of it for each class),
                                       width (what it takes), blocks, gmacs {"224": 10^9 multiply-adds}, problem
     optional       facts of libraries that need a pip extra, for installations that lack it
-    estimates      "timm/NAME"     -> {"224": 10^9 multiply-adds} as timm published them, where they cannot be computed
 
 and the catalogue's rows, models as people call them with the ids that mean them, from rows.json.
 """
@@ -44,9 +43,8 @@ def file_contents() -> dict[str, Any]:
 def computed(arch: str, input_size: int | None, num_classes: int | None) -> dict[str, Any]:
     """Fields of ModelFacts that follow from an architecture; empty where it is not in the file."""
     found = file_contents()["architectures"].get(arch, {})
-    published = file_contents()["estimates"].get(arch, {}).get(str(input_size))
     fields: dict[str, Any] = {
-        "gflops": found.get("gmacs", {}).get(str(input_size), published),
+        "gflops": found.get("gmacs", {}).get(str(input_size)),
         "feature_width": found.get("width"),
         "num_blocks": found.get("blocks"),
         "usable": "problem" not in found,

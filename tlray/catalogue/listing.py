@@ -52,7 +52,7 @@ def cache_folder() -> Path:
 
 @functools.cache
 def _kept(path: Path) -> tuple[ModelFacts, ...]:
-    with suppress(OSError, ValueError, TypeError):  # not there, cut short, or another file of that name
+    with suppress(OSError, ValueError, TypeError, KeyError):  # not there, cut short, or another file of that name
         return tuple(ModelFacts(**{**fields, "weights": tuple(fields["weights"])}) for fields in _read(path))
     found = tuple(_assembled())
     with suppress(OSError):  # a home that cannot be written costs the next start its seconds, nothing else

@@ -7,14 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
-from tlray.config_query import BackboneQuery
+from tlray.config_query import LIST_FORM, QUERY_FORM, BackboneQuery
 from tlray.config_section import Section
 from tlray.errors import ConfigError, plain_reason, unknown_key
 
 StrategyName = Literal["linear_probe", "partial", "gradual", "full", "scratch"]
 STRATEGY_ALIASES = {"feature_extractor": "linear_probe"}
-# How pydantic's errors call the two forms of `backbones`; config_file leaves the words out of its messages.
-LIST_FORM, QUERY_FORM = "<list>", "<query>"
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -219,8 +217,6 @@ class SweepConfig(Section):
 
 
 class RankingConfig(Section):
-    """How candidates are compared before the sweep."""
-
     shortlist: int | None = Field(None, ge=1, description="backbones that the ranking leaves for the sweep")
 
 
@@ -253,7 +249,7 @@ class RunConfig(Section):
 
     @property
     def chosen_backbones(self) -> tuple[BackboneConfig, ...]:
-        """The backbones as a list; a query has been answered before (`catalogue.select.select_backbones`)."""
+        """The backbones, after `catalogue.select.select_backbones` has answered a query."""
         assert isinstance(self.backbones, tuple), "backbones is still a query"
         return self.backbones
 

@@ -10,7 +10,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from tlray.config import LIST_FORM, QUERY_FORM, RunConfig
+from tlray.config import RunConfig
+from tlray.config_query import LIST_FORM, QUERY_FORM
 from tlray.errors import ConfigError, plain_reason, unknown_key
 
 

@@ -13,6 +13,8 @@ from pydantic import BeforeValidator, Field
 from tlray.config_section import Section
 
 DECIMAL = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}  # B: billions, as parameters are counted
+# How pydantic's errors call the two forms of `backbones`; config_file leaves the words out of its messages.
+LIST_FORM, QUERY_FORM = "<list>", "<query>"
 SortKey = Literal["top1", "top5", "params", "gflops", "size", "input", "id"]
 
 
@@ -59,7 +61,7 @@ class Filters(Section):
     family: str | None = Field(None, description="the library's name of the family, such as resnet, or a pattern")
     input: int | None = Field(None, ge=1, description="input size in pixels")
     licence: str | None = Field(None, description="such as apache-2.0, or a pattern")
-    trained_on: str | None = Field(None, description="a data set that training ended on or went through: in1k, in21k")
+    trained_on: str | None = Field(None, description="a data set that training went through, such as in1k or in21k")
     library: str | None = Field(None, description="such as timm")
     pretrained: bool = Field(True, description="only what has weights that can be downloaded")
 

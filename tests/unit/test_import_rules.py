@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config_section": set(),
     "config_query": {"config_section"},
     "config": {"config_section", "config_query"},
-    "config_file": {"config"},
+    "config_file": {"config", "config_query"},
     "search_space": {"config"},
     # backbones
     "storage": set(),

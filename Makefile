@@ -38,8 +38,9 @@ format: .venv/installed  ## mend what the linter and the formatter can
 	$(BIN)/ruff format .
 
 .PHONY: docs
-docs: .venv/installed  ## write docs/cli.md anew from the commands' own help
+docs: .venv/installed  ## write docs/cli.md and docs/models.md anew
 	$(BIN)/python scripts/cli_docs.py
+	$(BIN)/python -m scripts.make_models_doc
 
 .PHONY: lock
 lock:  ## bring constraints.txt up to date with pyproject.toml

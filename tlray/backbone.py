@@ -14,24 +14,15 @@ import torch
 from torch import nn
 
 from tlray.blocks import Block, Trace, is_inside, trace_model
-from tlray.catalogue import (
-    ModelId,
-    Preprocessing,
-    default_preprocessing,
-    known_tags,
-    resolve_id,
-    split_id,
-    timm_config,
-    torchvision_weights,
-)
+from tlray.catalogue import ModelId, Preprocessing, default_preprocessing, known_tags, resolve_id, split_id
 from tlray.config import BackboneConfig
 from tlray.errors import BackboneError
+from tlray.libraries import library
 from tlray.weights import check_architecture, load_weights, preprocessing_of, read_weights
 
-__all__ = ["Backbone", "Block", "build_backbone", "load_classifier"]
+__all__ = ["Backbone", "Block", "build_backbone", "find_head", "load_classifier"]
 
 HEAD_STD = 0.01  # of a new head's weights, as torchvision draws MobileNet's
-WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")  # of torchvision
 SET_BY_TLRAY = ("num_classes", "weights", "pretrained", "progress", "image_size", "img_size")
 
 
@@ -78,8 +69,8 @@ def build_backbone(config: BackboneConfig, num_classes: int, *, seed: int = 0) -
     source = config.weights if file is None else "file"
     with _seeded(seed):
         model = _construct(model_id, source, preprocessing.input_size[0], config.options, num_classes)
-        head = _find_head(model, backbone_id)
-        if model_id.library == "torchvision":
+        head = find_head(model, backbone_id)
+        if not hasattr(model, "get_classifier"):  # timm's models, which have it, are built with num_classes outputs
             _replace_head(model, head[0], num_classes)
         _initialise_head(model, head)
     if file is not None:
@@ -113,7 +104,7 @@ def load_classifier(id: str, weights: str = "pretrained") -> tuple[nn.Module, Pr
         raise BackboneError(f"{id}: random weights predict nothing; give weights: pretrained, or a file")
     backbone_id = resolve_id(id)
     model_id = split_id(backbone_id)
-    labels = _labels(model_id)
+    labels = library(model_id.library).labels(model_id.name, model_id.tag)
     preprocessing = default_preprocessing(backbone_id)
     if weights == "pretrained":
         with _seeded(0):
@@ -124,7 +115,7 @@ def load_classifier(id: str, weights: str = "pretrained") -> tuple[nn.Module, Pr
     preprocessing = preprocessing_of(file, preprocessing)
     with _seeded(0):
         model = _construct(model_id, "file", preprocessing.input_size[0], {}, len(labels))
-    if not load_weights(model, file, _find_head(model, backbone_id), backbone_id):
+    if not load_weights(model, file, find_head(model, backbone_id), backbone_id):
         raise BackboneError(f"{file.uri} has no classifier with the {len(labels)} classes of {backbone_id}")
     return model.eval(), preprocessing, labels
 
@@ -132,13 +123,15 @@ def load_classifier(id: str, weights: str = "pretrained") -> tuple[nn.Module, Pr
 def _construct(model_id: ModelId, source: str, size: int, options: dict[str, Any], num_classes: int) -> nn.Module:
     """The library's model; `source` is pretrained, none, or file (whose weights are loaded afterwards).
 
-    torchvision's models come with the head of their weights, timm's with `num_classes` outputs.
+    Some libraries' models come with the head of their weights, others with `num_classes` outputs.
     """
     if source == "pretrained" and not known_tags(model_id.library, model_id.name):
         raise BackboneError(f"{model_id.arch} has no published weights; give weights: a path or URI, or none")
-    construct = _construct_torchvision if model_id.library == "torchvision" else _construct_timm
+    home = library(model_id.library)
     try:
-        return construct(model_id, source, size, options, num_classes)
+        return home.construct(model_id.name, model_id.tag, source, size, options, num_classes)
+    except BackboneError:
+        raise
     except OSError as error:  # both libraries' download failures, HTTP errors included
         raise BackboneError(
             f"the weights of {model_id.arch} cannot be downloaded ({type(error).__name__}: {_first_line(error)}); "
@@ -151,46 +144,7 @@ def _construct(model_id: ModelId, source: str, size: int, options: dict[str, Any
         ) from None
 
 
-def _construct_torchvision(
-    model_id: ModelId, source: str, size: int, options: dict[str, Any], num_classes: int
-) -> nn.Module:
-    from torchvision.models import get_model
-    from torchvision.models.vision_transformer import interpolate_embeddings
-
-    arguments: dict[str, Any] = {"progress": False}
-    entry = torchvision_weights(model_id)
-    if model_id.name in WITH_AUXILIARY_HEADS and source != "pretrained":
-        # their published weights were trained on inputs normalised by 0.5, which the model itself converts to
-        arguments |= {"aux_logits": False, "init_weights": source == "none", "transform_input": source != "none"}
-    if model_id.name.startswith("vit_"):
-        arguments["image_size"] = size
-        if source == "pretrained" and size != entry.transforms().crop_size[0]:
-            model = get_model(model_id.name, weights=None, **arguments, **options)
-            state = entry.get_state_dict(progress=False, check_hash=True)
-            model.load_state_dict(interpolate_embeddings(size, model.patch_size, state))
-            return model
-    if model_id.name.startswith("maxvit_"):
-        arguments["input_size"] = (size, size)
-    weights = entry if source == "pretrained" else None
-    model = get_model(model_id.name, weights=weights, **(arguments | options))
-    if model_id.name in WITH_AUXILIARY_HEADS:
-        model.aux_logits = False
-        for name in ("aux1", "aux2", "AuxLogits"):
-            setattr(model, name, None)
-    return model
-
-
-def _construct_timm(model_id: ModelId, source: str, size: int, options: dict[str, Any], num_classes: int) -> nn.Module:
-    import timm
-
-    name = f"{model_id.name}.{model_id.tag}" if model_id.tag else model_id.name
-    arguments: dict[str, Any] = {"num_classes": num_classes}
-    if timm_config(model_id).get("fixed_input_size"):
-        arguments["img_size"] = size
-    return timm.create_model(name, pretrained=source == "pretrained", **(arguments | options))
-
-
-def _find_head(model: nn.Module, backbone_id: str) -> tuple[str, ...]:
+def find_head(model: nn.Module, backbone_id: str) -> tuple[str, ...]:
     """Qualified names of the classifier modules: timm says which, in torchvision it is the last linear layer."""
     names = {module: name for name, module in model.named_modules()}
     get_classifier = getattr(model, "get_classifier", None)
@@ -261,24 +215,6 @@ def _check_options(config: BackboneConfig) -> None:
             instead = "input_size" if key in ("image_size", "img_size") else "weights"
             hint = "the classes come from the data" if key == "num_classes" else f"use {instead}"
             raise BackboneError(f"{config.id}: options.{key} is set by tlray; {hint}")
-
-
-def _labels(model_id: ModelId) -> tuple[str, ...]:
-    """The class names of the weights, in the order of the logits."""
-    if model_id.library == "torchvision":
-        return tuple(torchvision_weights(model_id).meta["categories"])
-    from timm.data import ImageNetInfo, infer_imagenet_subset
-
-    config = timm_config(model_id)
-    if config.get("label_descriptions"):
-        return tuple(config["label_descriptions"].values())
-    subset = infer_imagenet_subset(config)
-    if subset is None:
-        raise BackboneError(
-            f"{model_id.arch}: no labels are known for its weights ({config.get('num_classes', 0)} classes); "
-            "choose weights that were trained on ImageNet"
-        )
-    return tuple(ImageNetInfo(subset).label_descriptions())
 
 
 def _weights_name(model_id: ModelId, weights: str) -> str:

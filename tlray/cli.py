@@ -96,15 +96,41 @@ def features(config: ConfigArgument, overrides: Overrides = None) -> None:
 
 @app.command()
 def models(
-    pattern: Annotated[str, typer.Argument(help="part of a name, or a pattern such as 'timm/*vit*'")] = "",
+    pattern: Annotated[str, typer.Argument(help="part of an id, or a pattern such as 'timm/*vit*'")] = "",
+    max_params: Annotated[str | None, typer.Option(help="parameters, such as 10M", metavar="N")] = None,
+    max_size: Annotated[str | None, typer.Option(help="download, such as 30MB", metavar="SIZE")] = None,
+    max_gflops: Annotated[str | None, typer.Option(help="multiply-adds of one image, 10^9", metavar="N")] = None,
+    min_top1: Annotated[float | None, typer.Option(help="ImageNet-1k accuracy, percent", metavar="PERCENT")] = None,
+    family: Annotated[str | None, typer.Option(help="such as resnet, or 'regnet*'", metavar="NAME")] = None,
+    input: Annotated[int | None, typer.Option(help="input size, pixels", metavar="PIXELS")] = None,
+    licence: Annotated[str | None, typer.Option(help="such as apache-2.0", metavar="NAME")] = None,
+    trained_on: Annotated[str | None, typer.Option(help="such as in1k or in21k", metavar="NAME")] = None,
+    library: Annotated[str | None, typer.Option(help="such as timm", metavar="NAME")] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="only what has weights to download")] = False,
+    sort: Annotated[str | None, typer.Option(help="top1, top5, params, gflops, size, input, id", metavar="BY")] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="the other way round")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="show the first N", metavar="N")] = None,
     as_json: Json = False,
+    plot: Annotated[str | None, typer.Option(help="draw accuracy over size: .png, .svg, .html", metavar="FILE")] = None,
 ) -> None:
-    """List the backbones that torchvision and timm offer, with their published facts."""
-    from tlray.catalogue import list_models
-    from tlray.report.tables import models_table
+    """List the catalogue's backbones with their published facts: filter, sort, draw."""
+    from tlray.catalogue.query import find
 
-    found = list_models(pattern)
-    _show(found, models_table(found), as_json)
+    names = ("pattern", "max_params", "max_size", "max_gflops", "min_top1", "family", "input", "licence", "trained_on")
+    given = locals()
+    filters = {name: given[name] for name in (*names, "library", "pretrained")}
+    found = find(filters, sort=sort, reverse=reverse, limit=limit)
+    if plot is not None:
+        from tlray.report.models_plot import write_models_plot
+
+        write_models_plot(found, plot)
+        print(f"plot: {plot}", file=sys.stderr)
+    if as_json:
+        print(json.dumps([facts.to_dict() for facts in found]))
+        return
+    from tlray.report import models_table
+
+    out.print(models_table(found, out.width))
 
 
 @app.command()

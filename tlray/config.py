@@ -5,26 +5,15 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
+from tlray.config_query import LIST_FORM, QUERY_FORM, BackboneQuery
+from tlray.config_section import Section
 from tlray.errors import ConfigError, plain_reason, unknown_key
 
 StrategyName = Literal["linear_probe", "partial", "gradual", "full", "scratch"]
 STRATEGY_ALIASES = {"feature_extractor": "linear_probe"}
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """A frozen part of the configuration that refuses keys it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Recipe(Section):
@@ -88,6 +77,12 @@ class BackboneConfig(Section):
     weights: str = Field("pretrained", description="pretrained, none, or the path or URI of a .safetensors or .pth")
     input_size: int | None = Field(None, ge=16, description="pixels; by default what the weights were trained with")
     options: dict[str, Any] = Field(default_factory=dict, description="arguments of the library's constructor")
+
+
+BackboneList = Annotated[
+    tuple[Annotated[BackboneConfig, BeforeValidator(lambda v: {"id": v} if isinstance(v, str) else v)], ...],
+    Field(min_length=1),
+]
 
 
 class StrategyConfig(Section):
@@ -252,6 +247,10 @@ class PricesConfig(Section):
         return sum(number * self.per_hour[name] for name, number in instances.items()) * seconds / 3600
 
 
+class RankingConfig(Section):
+    shortlist: int | None = Field(None, ge=1, description="backbones that the ranking leaves for the sweep")
+
+
 class ExportConfig(Section):
     top_k: int = Field(1, ge=0)
 
@@ -263,9 +262,11 @@ class RunConfig(Section):
     storage: str = Field("~/tlray-runs", description="local path or s3:// prefix under which run folders are made")
     seed: int = Field(0, ge=0)
     data: DataConfig
-    backbones: tuple[
-        Annotated[BackboneConfig, BeforeValidator(lambda v: {"id": v} if isinstance(v, str) else v)], ...
-    ] = Field(min_length=1)
+    backbones: Annotated[
+        Annotated[BackboneList, Tag(LIST_FORM)] | Annotated[BackboneQuery, Tag(QUERY_FORM)],
+        Discriminator(lambda given: QUERY_FORM if isinstance(given, dict | BackboneQuery) else LIST_FORM),
+    ] = Field(description="ids, or a query that the catalogue answers")
+    accept_licences: tuple[str, ...] = Field((), description="licences that bind whoever uses the weights: agpl-3.0")
     strategies: tuple[
         Annotated[StrategyConfig, BeforeValidator(lambda v: {"strategy": v} if isinstance(v, str) else v)], ...
     ] = Field((StrategyConfig(strategy="linear_probe"), StrategyConfig(strategy="full")), min_length=1)
@@ -277,6 +278,7 @@ class RunConfig(Section):
     )
     baseline: BaselineConfig = BaselineConfig()
     activations: ActivationsConfig = ActivationsConfig()
+    ranking: RankingConfig = RankingConfig()
     sweep: SweepConfig = SweepConfig()
     export: ExportConfig = ExportConfig()
     budget: BudgetConfig = BudgetConfig()
@@ -287,6 +289,12 @@ class RunConfig(Section):
         if self.budget.cost is not None and (self.prices is None or self.prices.cost_of(3600) == 0):
             raise ValueError("budget.cost needs prices.per_hour, what an instance costs an hour")
         return self
+
+    @property
+    def chosen_backbones(self) -> tuple[BackboneConfig, ...]:
+        """The backbones, after `catalogue.select.select_backbones` has answered a query."""
+        assert isinstance(self.backbones, tuple), "backbones is still a query"
+        return self.backbones
 
     @model_validator(mode="after")
     def recipes_are_valid(self) -> "RunConfig":

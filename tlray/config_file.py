@@ -4,12 +4,14 @@ config = parse_config(Path("run.yaml").read_text(), ["training.epochs=5"], sourc
 """
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from tlray.config import RunConfig
+from tlray.config_query import LIST_FORM, QUERY_FORM
 from tlray.errors import ConfigError, plain_reason, unknown_key
 
 
@@ -72,7 +74,7 @@ def _is_consequence(error: Any, errors: Sequence[Any]) -> bool:
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location)
+    return ".".join(str(part) for part in location if part not in (LIST_FORM, QUERY_FORM))
 
 
 def _explain(error: Any) -> str:
@@ -85,10 +87,11 @@ def _explain(error: Any) -> str:
 
 def _valid_keys(section: type[BaseModel], location: list[int | str]) -> list[str]:
     """Field names of the section at `location` below `section` (list indices and mapping keys are stepped over)."""
-    for part in location:
+    for part, following in zip_longest(location, location[1:]):
         field = section.model_fields.get(str(part))
         if field is not None:
-            section = next(iter(_sections_in(field.annotation)), section)
+            sections = _sections_in(field.annotation) or [section]
+            section = sections[-1] if following == QUERY_FORM else sections[0]
     return list(section.model_fields)
 
 

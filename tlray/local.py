@@ -6,6 +6,7 @@ outcome = run_local(config, "001-resnet18-full", new_run_uri(config), Console())
 from rich.console import Console
 
 from tlray.activations.local_pass import compute_here
+from tlray.catalogue.select import select_backbones
 from tlray.conclude import Outcome, conclude
 from tlray.config import RunConfig
 from tlray.errors import ConfigError
@@ -21,6 +22,7 @@ from tlray.training.worker import local_worker
 
 def run_local(config: RunConfig, trial_id: str | None, run_uri: str, console: Console) -> Outcome:
     """Train the baseline and the trial named `trial_id` (by default the first), then rank and export them."""
+    config = select_backbones(config)
     ids = [trial.trial_id for trial in list_trials(config) if not trial.is_baseline]
     if trial_id is not None and trial_id not in ids:
         raise ConfigError(f"there is no trial {trial_id!r}; this configuration has {', '.join(ids)}")

@@ -15,6 +15,8 @@ from tlray.backbone import Backbone, build_backbone
 from tlray.budget.choice import beyond_budget
 from tlray.budget.estimate import Machines, estimate_run
 from tlray.catalogue import resolve_id
+from tlray.catalogue.acceptance import check_licences
+from tlray.catalogue.select import select_backbones
 from tlray.config import BackboneConfig, RunConfig, TrialConfig
 from tlray.data.manifest import Manifest
 from tlray.data.prepared import prepare_manifest, with_preparation
@@ -31,12 +33,12 @@ from tlray.training.loop import thaw_plan
 
 def plan_run(config: RunConfig, machines: Machines | None = None) -> PlannedRun:
     """All that a run would do, without a run folder; `machines` work on it, by default this one."""
+    config = select_backbones(config)
+    check_licences(config)
     storage.check_writable(storage.absolute(config.storage))
     if config.activations.location is not None:
         storage.check_writable(storage.absolute(config.activations.location))
     _check_batch_sizes(config)
-    for backbone in (config.baseline.backbone, *config.backbones):
-        resolve_id(backbone.id)
     config = _resolved(config)
     manifest = prepare_manifest(config.data)
     trials = tuple(list_trials(config))
@@ -106,7 +108,7 @@ def _resolved(config: RunConfig) -> RunConfig:
         data = data.model_copy(update={"synthetic": None, "train": made.train, "val": made.val, "test": made.test})
     data = with_preparation(data)
     baseline = config.baseline.model_copy(update={"backbone": _with_full_id(config.baseline.backbone)})
-    backbones = tuple(_with_full_id(backbone) for backbone in config.backbones)
+    backbones = tuple(_with_full_id(backbone) for backbone in config.chosen_backbones)
     return config.model_copy(update={"data": data, "backbones": backbones, "baseline": baseline})
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from tlray import storage
 from tlray.config import BackboneConfig, RunConfig, TrialConfig
 from tlray.config_file import dump_config, parse_config
+from tlray.config_query import BackboneQuery
 from tlray.data.manifest import Manifest, load_manifest, save_manifest
 from tlray.errors import StorageError
 from tlray.plan import Plan, PlannedRun, load_plan, save_plan
@@ -56,13 +57,16 @@ def with_absolute_locations(config: RunConfig) -> RunConfig:
     if config.data.synthetic is not None:
         synthetic = config.data.synthetic
         data["synthetic"] = synthetic.model_copy(update=absolute(synthetic, "location"))
+    backbones = (
+        config.backbones if isinstance(config.backbones, BackboneQuery) else tuple(map(of_backbone, config.backbones))
+    )
     kept = config.activations.location or storage.join(config.storage, "activations")
     return config.model_copy(
         update={
             "storage": storage.absolute(config.storage),
             "activations": config.activations.model_copy(update={"location": storage.absolute(kept)}),
             "data": config.data.model_copy(update=data),
-            "backbones": tuple(of_backbone(backbone) for backbone in config.backbones),
+            "backbones": backbones,
             "baseline": config.baseline.model_copy(update={"backbone": of_backbone(config.baseline.backbone)}),
         }
     )

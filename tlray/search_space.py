@@ -24,7 +24,7 @@ def list_trials(config: RunConfig) -> list[TrialConfig]:
     Where values are drawn, each backbone starts with what one would do by hand, so that no search is worse than that.
     """
     trials = [_baseline(config)]
-    for backbone in config.backbones:
+    for backbone in config.chosen_backbones:
         known = _known(config)
         if known is not None:
             trials.append(_trial(config, len(trials), backbone, *known))

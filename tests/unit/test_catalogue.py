@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -13,7 +14,9 @@ from timm.data import create_transform, resolve_data_config
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from tlray.catalogue import Preprocessing, default_preprocessing, list_models, resolve_id
+from tlray import libraries
+from tlray.catalogue import Preprocessing, default_preprocessing, facts_of, list_models, listing, resolve_id
+from tlray.catalogue.data import file_contents
 from tlray.errors import BackboneError
 
 torch.set_num_threads(1)
@@ -112,25 +115,29 @@ def test_a_detection_model_is_no_backbone() -> None:
         resolve_id("torchvision/fasterrcnn_resnet50_fpn")
 
 
-def test_listing_has_every_model_of_both_libraries() -> None:
-    ids = [facts.id for facts in list_models()]
-    assert sum(id.startswith("torchvision/") for id in ids) == 80
-    assert sum(id.startswith("timm/") for id in ids) == len(timm.list_models())
-    assert len(set(ids)) == len(ids)
+def test_listing_has_every_set_of_weights_and_every_architecture_without_any() -> None:
+    models = list_models()
+    assert len({facts.id for facts in models}) == len(models)
+    assert len({facts.name for facts in models if facts.library == "torchvision"}) == 80
+    timms = [facts for facts in models if facts.library == "timm"]
+    assert {f"{facts.name}.{facts.tag}" for facts in timms if facts.tag} == set(timm.list_pretrained())
+    assert {facts.name for facts in timms} == set(timm.list_models())
 
 
 def test_listing_takes_a_glob_or_a_part_of_the_id() -> None:
-    assert {facts.id for facts in list_models("torchvision/vgg1?")} == {
+    assert {facts.arch for facts in list_models("torchvision/vgg1?")} == {
         f"torchvision/vgg{layers}" for layers in (11, 13, 16, 19)
     }
     assert {facts.id for facts in list_models("squeezenet")} == {
-        "torchvision/squeezenet1_0",
-        "torchvision/squeezenet1_1",
+        "torchvision/squeezenet1_0.IMAGENET1K_V1",
+        "torchvision/squeezenet1_1.IMAGENET1K_V1",
     }
+    assert {facts.tag for facts in list_models("resnet18.a?_in1k")} == {"a1_in1k", "a2_in1k", "a3_in1k"}
 
 
 def test_facts_are_those_of_torchvisions_metadata() -> None:
-    (facts,) = list_models("torchvision/resnet50")
+    facts = facts_of("torchvision/resnet50")
+    assert facts.id == "torchvision/resnet50.IMAGENET1K_V2"
     assert facts.weights == ("IMAGENET1K_V2", "IMAGENET1K_V1")  # the default first
     assert (facts.input_size, facts.num_params) == (224, 25_557_032)
     assert (facts.top1, facts.top5, facts.gflops, facts.size_mb) == (80.858, 95.434, 4.089, 97.79)
@@ -138,14 +145,110 @@ def test_facts_are_those_of_torchvisions_metadata() -> None:
 
 def test_weights_without_a_classifier_are_left_out() -> None:
     (facts,) = list_models("torchvision/vgg1[6]")
+    assert facts.tag == "IMAGENET1K_V1"
     assert facts.weights == ("IMAGENET1K_V1",)
 
 
-def test_facts_that_timm_does_not_publish_are_none() -> None:
-    (facts,) = list_models("timm/resnet10t")
-    assert facts.weights == ("c3_in1k",)
-    assert facts.licence == "apache-2.0"
-    assert (facts.num_params, facts.top1) == (None, None)
+def test_accuracies_of_timms_weights_are_those_of_its_results_at_the_size_that_images_are_prepared_for() -> None:
+    facts = facts_of("timm/resnet50.a1_in1k")  # 81.240 / 95.112 at 288 px, 80.382 / 94.598 at 224 px
+    assert (facts.top1, facts.top5, facts.input_size) == (80.382, 94.598, 224)
+    assert "224 px" in str(facts.top_source)
+    only_larger = facts_of("timm/resnet50.tv2_in1k")
+    assert (only_larger.input_size, only_larger.top1) == (176, 79.434)
+
+
+def test_what_timm_does_not_publish_is_computed_and_a_size_is_marked_as_estimated() -> None:
+    facts = facts_of("timm/resnet50.a1_in1k")
+    assert (facts.num_params, facts.feature_width, facts.num_blocks) == (25_557_032, 2048, 17)
+    assert facts.gflops == pytest.approx(4.089, abs=1e-3)  # what torchvision publishes of the same network
+    assert facts.size_mb == pytest.approx(25_557_032 * 4 / 2**20, abs=0.01)
+    assert facts.size_estimated
+    assert not facts_of("torchvision/resnet50").size_estimated
+
+
+@pytest.mark.parametrize("name", ["resnet10t.c3_in1k", "vit_tiny_patch16_224.augreg_in21k", "convnextv2_atto.fcmae"])
+def test_parameters_are_counted_with_the_head_of_the_weights_which_may_have_other_classes_or_none(name: str) -> None:
+    facts = facts_of(f"timm/{name}")
+    with torch.device("meta"):
+        model = timm.create_model(name, pretrained=False, num_classes=facts.num_classes)
+    assert facts.num_classes == timm.get_pretrained_cfg(name).num_classes
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert facts.num_params == pytest.approx(count, rel=0.01)  # without classes timm leaves out a norm too
+
+
+def test_an_architecture_without_weights_says_so() -> None:
+    (facts,) = list_models("timm/densenet264d")
+    assert (facts.id, facts.weights, facts.tag) == ("timm/densenet264d", (), None)
+    assert "no weights" in str(facts.note)
+    assert (facts.licence, facts.top1, facts.trained_on) == (None, None, None)
+    assert facts.num_params == 72_736_216
+
+
+def test_what_weights_were_trained_on_is_read_from_their_tag() -> None:
+    assert facts_of("timm/vit_base_patch16_224.augreg2_in21k_ft_in1k").trained_on == "in21k+in1k"
+    assert facts_of("timm/resnet50.fb_swsl_ig1b_ft_in1k").trained_on == "ig1b+in1k"
+    assert facts_of("torchvision/resnet50").trained_on == "in1k"
+
+
+def test_families_are_the_libraries_modules() -> None:
+    assert facts_of("torchvision/wide_resnet50_2").family == "resnet"
+    assert facts_of("timm/deit_tiny_patch16_224").family == "deit"
+
+
+@pytest.mark.parametrize(
+    ("id", "licence", "must_be_accepted"),
+    [
+        ("timm/resnet50.a1_in1k", "apache-2.0", False),
+        ("timm/convnextv2_atto.fcmae", "cc-by-nc-4.0", True),
+        ("torchvision/vit_b_16.IMAGENET1K_SWAG_E2E_V1", "swag", True),
+        ("torchvision/vit_b_16.IMAGENET1K_V1", None, False),
+    ],
+)
+def test_a_licence_that_asks_for_more_than_attribution_binds(id: str, licence: str | None, must_be_accepted: bool):
+    facts = facts_of(id)
+    assert (facts.licence, facts.licence_binds) == (licence, must_be_accepted)
+
+
+def test_the_data_file_says_where_each_part_is_from() -> None:
+    sources = file_contents()["sources"]
+    assert sources["accuracy"]["file"] == "results/results-imagenet.csv"
+    assert len(sources["accuracy"]["commit"]) == 40
+    assert "flop_counter" in sources["architectures"]["computed"]
+    assert set(sources) == set(file_contents()) - {"sources"}
+
+
+def test_a_damaged_cache_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    few = [facts_of("torchvision/alexnet"), facts_of("timm/resnet10t")]
+    monkeypatch.setattr(listing, "_assembled", lambda: iter(few))
+    listing._kept.cache_clear()
+    try:
+        assert list(listing.all_models()) == few
+        (file,) = (tmp_path / "tlray" / "catalogue").iterdir()
+        whole = file.read_bytes()
+        for damage in (whole[: len(whole) // 2], b"[]", b'[{"id": "x", "unknown": 1}]'):
+            file.write_bytes(damage)
+            listing._kept.cache_clear()
+            assert list(listing.all_models()) == few
+            assert file.read_bytes() == whole
+    finally:
+        listing._kept.cache_clear()
+
+
+def test_a_second_start_reads_the_cache_and_imports_no_library() -> None:
+    loaded = "{'torch', 'torchvision', 'timm'} & set(sys.modules)"
+    code = f"import sys, tlray.catalogue as c; print(len(c.all_models()), {loaded})"
+    list_models()  # makes the cache where this machine has none
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{len(list_models())} set()"
+
+
+def test_a_library_that_is_not_installed_says_which_extra_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libraries, "LIBRARIES", {**libraries.LIBRARIES, "timm": "no-such-distribution"})
+    monkeypatch.setattr("tlray.libraries.timm.EXTRA", "more")
+    with pytest.raises(BackboneError, match=r"timm is not installed: pip install 'tlray\[more\]'"):
+        resolve_id("timm/resnet10t")
+    assert "timm" not in libraries.installed()
 
 
 def test_the_catalogue_imports_neither_torch_nor_a_model_library() -> None:

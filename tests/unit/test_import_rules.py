@@ -19,18 +19,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"export"},
     "errors": set(),
     # what the user says
-    "config": set(),
-    "config_file": {"config"},
+    "config_section": set(),
+    "config_query": {"config_section"},
+    "config": {"config_section", "config_query"},
+    "config_file": {"config", "config_query"},
     "known_recipe": {"config"},
     "search_space": {"config", "known_recipe"},
     # backbones
     "storage": set(),
     "stores": {"storage"},
-    "catalogue": set(),
-    "libraries": {"catalogue"},
+    "preprocessing": set(),
+    "libraries": {"preprocessing"},
+    "latency": {"libraries"},
+    "catalogue": {"preprocessing", "libraries", "latency", "config", "config_query"},
     "blocks": set(),
     "weights": {"storage", "catalogue", "config"},
-    "backbone": {"config", "catalogue", "blocks", "storage", "weights"},
+    "backbone": {"config", "catalogue", "libraries", "blocks", "storage", "weights"},
     "freeze": {"config", "backbone"},
     "liveness": {"blocks"},
     "split": {"blocks", "backbone", "liveness"},
@@ -43,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # what is decided before a run
     "budget": {"config", "storage", "activations"},
     "plan": {"config", "storage", "data", "activations", "budget"},
-    "prepare": {"config", "config_file", "search_space", "storage", "data", "plan"},
+    "prepare": {"config", "config_file", "config_query", "search_space", "storage", "data", "plan"},
     # one trial
     "results": {"config", "storage"},
     "training": {
@@ -101,9 +105,29 @@ MAY_IMPORT: dict[str, set[str]] = {
     "conclude": {"storage", "data", "training", "results", "export", "report", "prepare"},
     # what a person starts
     "run": {"config", "activations", "prepare", "progress", "features", "results", "distributed", "conclude"},
-    "local": {"config", "search_space", "activations", "planning", "prepare", "training", "results", "conclude"},
+    "local": {
+        "config",
+        "catalogue",
+        "search_space",
+        "activations",
+        "planning",
+        "prepare",
+        "training",
+        "results",
+        "conclude",
+    },
     "demo": {"config", "storage", "prepare", "run", "conclude", "predict"},
-    "doctor": {"config", "search_space", "storage", "catalogue", "weights", "backbone", "footprint", "data"},
+    "doctor": {
+        "config",
+        "search_space",
+        "storage",
+        "catalogue",
+        "libraries",
+        "weights",
+        "backbone",
+        "footprint",
+        "data",
+    },
 }
 ENTRY_POINT = "cli"  # imports everything, inside its functions
 NEED_RAY = {"run", "demo"}  # the only modules that import tlray.distributed with themselves

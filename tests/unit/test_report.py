@@ -221,7 +221,7 @@ def test_only_hyper_parameters_that_differ_are_shown_per_trial(tmp_path):
 
 
 def test_models_are_listed_with_the_figures_that_are_published():
-    facts = ModelFacts(id="timm/some_model", weights=("a1_in1k",), input_size=224, top1=80.5)
+    facts = ModelFacts(id="timm/some_model.a1_in1k", weights=("a1_in1k",), input_size=224, top1=80.5)
     text = printed(models_table([facts]))
     assert "80.50" in text
     assert "a1_in1k" in text

@@ -19,6 +19,7 @@ from tlray.doctor.machine import (
     check_shared_memory,
 )
 from tlray.doctor.packages import TorchFacts, check_packages, check_python, check_torch, read_needs
+from tlray.errors import InputError
 
 __all__ = ["Check", "checks_table", "run_checks"]
 
@@ -53,9 +54,15 @@ def _check_run(
     config: RunConfig, facts: TorchFacts, cluster: Cluster | None, fit_trial: FitTrial | None
 ) -> Iterator[Check]:
     # Imported here because they import torch, which is known to work only now.
+    from tlray.catalogue.select import select_backbones
     from tlray.doctor.locations import check_images, check_s3, check_storage, check_weights
     from tlray.doctor.trial import check_resources, check_trials
 
+    try:
+        config = select_backbones(config)
+    except InputError as error:
+        yield Check("backbones", "problem", str(error))
+        return
     yield from check_s3(config)
     yield from check_storage(config)
     yield from check_images(config)

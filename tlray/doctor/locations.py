@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tlray import storage
-from tlray.catalogue import resolve_id, split_id, timm_config, torchvision_weights
+from tlray.catalogue import resolve_id, split_id
 from tlray.config import RunConfig
 from tlray.doctor.check import Check, Status, gib
 from tlray.errors import InputError, StorageError
+from tlray.libraries import timm, torchvision
 
 HEAD_TIMEOUT_SECONDS = 5
 
@@ -63,7 +64,7 @@ def check_images(config: RunConfig) -> Iterator[Check]:
 def check_weights(config: RunConfig) -> Iterator[Check]:
     """Whether the weights of every backbone are here, or where they would come from."""
     made_first = config.data.synthetic
-    for id_, weights in dict.fromkeys((backbone.id, backbone.weights) for backbone in config.backbones):
+    for id_, weights in dict.fromkeys((backbone.id, backbone.weights) for backbone in config.chosen_backbones):
         if weights == "none":
             yield _weights_check(id_, "ok", "random weights, none are needed")
         elif weights == "pretrained":
@@ -77,7 +78,7 @@ def check_weights(config: RunConfig) -> Iterator[Check]:
 def check_s3(config: RunConfig) -> Iterator[Check]:
     """Endpoint, region and the source of the credentials, where anything is on S3. Never the credentials."""
     data = config.data
-    weights = (backbone.weights for backbone in config.backbones)
+    weights = (backbone.weights for backbone in config.chosen_backbones)
     if not any(storage.is_remote(uri) for uri in (config.storage, data.train, data.val, data.test, *weights) if uri):
         return
     try:
@@ -93,14 +94,19 @@ def check_s3(config: RunConfig) -> Iterator[Check]:
         yield Check("S3", "ok", f"{where}, credentials from {access.credentials}")
 
 
-def hub_file(id_: str) -> HubFile:
-    """The file that the library loads for an id's pre-trained weights; BackboneError when there is no such id."""
+def hub_file(id_: str) -> HubFile | None:
+    """The file that the library loads for an id's pre-trained weights; BackboneError when there is no such id.
+
+    None for a library that does not say which file it would load.
+    """
     import torch
 
     model = split_id(resolve_id(id_))
     if model.library == "torchvision":
-        return _url_file(torchvision_weights(model).url, Path(torch.hub.get_dir()))
-    config = timm_config(model)
+        return _url_file(torchvision.weights_entry(model.name, model.tag).url, Path(torch.hub.get_dir()))
+    if model.library != "timm":
+        return None
+    config = timm.config(model.name, model.tag)
     repository = config.get("hf_hub_id")
     if not repository:
         return _url_file(config["url"], Path(torch.hub.get_dir()))
@@ -126,6 +132,9 @@ def _check_hub_weights(id_: str) -> Check:
         file = hub_file(id_)
     except InputError as error:
         return Check("weights", "problem", str(error))
+    if file is None:
+        finding = f"{split_id(resolve_id(id_)).library} does not say where it keeps the weights"
+        return _weights_check(id_, "warning", finding, "build the model once on each node, or give `weights:` a file")
     if file.is_cached:
         return _weights_check(id_, "ok", f"in the cache at {file.path}")
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tlray.catalogue import split_id, timm_config, torchvision_weights
+from tlray.catalogue import facts_of
 from tlray.export.files import CARD, BundleConfig
 from tlray.export.formats import Agreement
 
@@ -58,14 +58,11 @@ def weights_licence(backbone_id: str, weights: str) -> str:
             f"Training began with the file `{weights}`, which states no licence; "
             "the terms under which it was obtained apply."
         )
-    model = split_id(backbone_id)
-    if model.library == "timm":
-        licence = timm_config(model).get("license")
-    else:
-        licence = torchvision_weights(model).meta.get("license")
-    if licence is None:
-        return f"{model.library} states no licence for the pre-trained weights of {backbone_id}; see their publication."
-    return f"{model.library} gives the licence of the pre-trained weights as: {licence}."
+    facts = facts_of(backbone_id)
+    if facts.licence is None:
+        return f"{facts.library} states no licence for the pre-trained weights of {backbone_id}; see their publication."
+    terms = f" ({facts.note})" if facts.licence_binds and facts.note else ""
+    return f"{facts.library} gives the licence of the pre-trained weights as: {facts.licence}.{terms}"
 
 
 def _limits(

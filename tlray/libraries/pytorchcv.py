@@ -12,9 +12,9 @@ from functools import cache
 from importlib import metadata, resources
 from typing import TYPE_CHECKING, Any
 
-from tlray.catalogue import Preprocessing
 from tlray.libraries import imagenet
 from tlray.libraries.optional import is_installed, load
+from tlray.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,9 +6,9 @@ Keras Applications become one with `python -m tlray.libraries.architectures.kera
 
 from typing import TYPE_CHECKING, Any
 
-from tlray.catalogue import Preprocessing
 from tlray.errors import BackboneError
 from tlray.libraries import imagenet
+from tlray.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from torch import nn

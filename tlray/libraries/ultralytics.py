@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlray.catalogue import Preprocessing
 from tlray.errors import BackboneError
 from tlray.libraries import imagenet
 from tlray.libraries.optional import load
+from tlray.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     import torch

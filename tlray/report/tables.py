@@ -1,4 +1,4 @@
-"""Tables for the terminal: the leaderboard (fits 100 columns), an evaluation, the models to choose from."""
+"""Tables for the terminal: the leaderboard (fits 100 columns), an evaluation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from tlray.catalogue import ModelFacts
 from tlray.report.words import duration, interval, percent, points, varying_params
 from tlray.results import Evaluation, Leaderboard, LeaderboardRow
 
@@ -15,7 +14,7 @@ LARGEST_CONFUSION = 10  # classes up to which an evaluation shows its confusion 
 
 def leaderboard_table(leaderboard: Leaderboard) -> Table:
     """One row a trial, best first; accuracies in percent, the gain over the baseline in points. Failures are below."""
-    table = _table("leaderboard")
+    table = plain_table("leaderboard")
     table.add_column("#", justify="right")
     table.add_column("trial", overflow="fold")
     table.add_column("searched", overflow="fold")
@@ -58,7 +57,7 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     """Scores of the whole data set as the title, then recall and, of few classes, the confusion matrix."""
     scores = {"accuracy": evaluation.accuracy, "top-5": evaluation.top5_accuracy, "macro-F1": evaluation.macro_f1}
     lines = [f"{evaluation.num_images} images", *(f"{name} {percent(score)} %" for name, score in scores.items())]
-    table = _table("\n".join(lines))  # the title is no wider than the table, so one line a score
+    table = plain_table("\n".join(lines))  # the title is no wider than the table, so one line a score
     shows_confusion = len(evaluation.classes) <= LARGEST_CONFUSION
     table.add_column("class", overflow="fold")
     table.add_column("images", justify="right")
@@ -78,36 +77,10 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     return table
 
 
-def models_table(models: Sequence[ModelFacts]) -> Table:
-    """One row an architecture; empty where the library publishes no figure."""
-    table = _table(f"{len(models)} models")
-    table.add_column("id", overflow="fold")
-    for column in ("pixels", "parameters", "top-1 %", "top-5 %", "GFLOPs", "MB"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("licence")
-    table.add_column("weights", overflow="fold")
-    for model in models:
-        table.add_row(
-            model.id,
-            str(model.input_size),
-            _figure(model.num_params, ",d"),
-            _figure(model.top1, ".2f"),
-            _figure(model.top5, ".2f"),
-            _figure(model.gflops, ".2f"),
-            _figure(model.size_mb, ".0f"),
-            model.licence or "",
-            escape(", ".join(model.weights)),
-        )
-    return table
-
-
-def _table(title: str) -> Table:
+def plain_table(title: str) -> Table:
+    """No lines, and the title to the left."""
     title = escape(title)
     return Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-
-
-def _figure(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
 
 
 def _short(value: Any) -> str:

@@ -1,0 +1,133 @@
+"""Facts of everything in the catalogue, put together once and kept on disk.
+
+    for facts in all_models(): ...
+
+What the libraries say needs their import, which takes seconds; the result is kept in ~/.cache/tlray/catalogue (or below
+XDG_CACHE_HOME) under a name made of the libraries' versions and of the contents of everything it is computed from, so
+that a file there is never out of date. A damaged one is made again.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tlray.catalogue.data import accuracy, computed, file_contents
+from tlray.catalogue.facts import ModelFacts
+from tlray.catalogue.licences import binds
+from tlray.libraries import LIBRARIES, extra_of, is_installed, library, version
+
+
+def all_models() -> tuple[ModelFacts, ...]:
+    """One entry for each set of weights, and one for each architecture without any; libraries in their order."""
+    return _kept(cache_folder() / f"facts-{_fingerprint()}.json")
+
+
+def architectures() -> dict[str, frozenset[str]]:
+    """Names of the architectures of each installed library."""
+    names: dict[str, set[str]] = {home: set() for home in LIBRARIES if is_installed(home)}
+    for facts in all_models():
+        if facts.library in names:
+            names[facts.library].add(facts.name)
+    return {home: frozenset(found) for home, found in names.items()}
+
+
+def facts_of(full_id: str) -> ModelFacts:
+    """Facts of one id, straight from its library; without a tag those of the default weights."""
+    home, _, bare = full_id.partition("/")
+    name, _, tag = bare.partition(".")
+    return _entry(home, name, tag or next(iter(library(home).tags(name)), None))
+
+
+def cache_folder() -> Path:
+    """Where tlray keeps what it can make again; XDG_CACHE_HOME is honoured."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tlray" / "catalogue"
+
+
+@functools.cache
+def _kept(path: Path) -> tuple[ModelFacts, ...]:
+    with suppress(OSError, ValueError, TypeError, KeyError):  # not there, cut short, or another file of that name
+        return tuple(ModelFacts(**{**fields, "weights": tuple(fields["weights"])}) for fields in _read(path))
+    found = tuple(_assembled())
+    with suppress(OSError):  # a home that cannot be written costs the next start its seconds, nothing else
+        _write(path, [facts.to_dict() for facts in found])
+    return found
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    fields = json.loads(path.read_bytes())
+    if not isinstance(fields, list) or not fields:
+        raise ValueError(f"{path} is no list of facts")
+    return fields
+
+
+def _write(path: Path, fields: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(fields, file)
+        os.replace(name, path)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _fingerprint() -> str:
+    digest = hashlib.sha256(json.dumps({home: version(home) for home in LIBRARIES}).encode())
+    here = Path(__file__).parent
+    for file in sorted([*here.glob("*.py"), *here.glob("*.json"), *(here.parent / "libraries").glob("*.py")]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _assembled() -> Iterator[ModelFacts]:
+    for home in LIBRARIES:
+        if not is_installed(home):
+            for full_id, known in file_contents()["optional"].items():
+                if full_id.startswith(f"{home}/"):
+                    yield _of_absent_library(home, full_id, known)
+            continue
+        module = library(home)
+        for name in module.names():
+            for tag in module.tags(name) or (None,):
+                yield _entry(home, name, tag)
+
+
+def _entry(home: str, name: str, tag: str | None) -> ModelFacts:
+    module = library(home)
+    full_id = f"{home}/{name}.{tag}" if tag else f"{home}/{name}"
+    known = {key: value for key, value in module.facts(name, tag).items() if value is not None}
+    fields = computed(f"{home}/{name}", known.get("input_size"), known.get("num_classes"))
+    if "size_mb" in known:
+        fields["size_estimated"] = False
+    fields |= accuracy(full_id, known.get("input_size"))
+    notes = [str(one) for one in (known.pop("note", None), fields.pop("note", None)) if one]
+    fields |= known
+    return ModelFacts(
+        **{
+            **fields,
+            "id": full_id,
+            "library": home,
+            "name": name,
+            "tag": tag,
+            "weights": module.tags(name),
+            "licence_binds": binds(fields.get("licence")),
+            "extra": module.EXTRA,
+            "note": "; ".join(notes) or None,
+        }
+    )
+
+
+def _of_absent_library(home: str, full_id: str, known: dict[str, Any]) -> ModelFacts:
+    """What the data file keeps of a library that is not installed here; it says which extra brings it."""
+    extra = extra_of(home)
+    note = f"not installed: pip install 'tlray[{extra}]'"
+    notes = "; ".join(filter(None, (known.get("note"), note)))
+    return ModelFacts(**{**known, "id": full_id, "weights": tuple(known["weights"]), "extra": extra, "note": notes})

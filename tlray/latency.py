@@ -1,0 +1,97 @@
+"""How long a backbone takes for one batch on this machine: measured once with random weights, kept on disk.
+
+    milliseconds("timm", "resnet18", None, size=224, batch_size=1)
+
+Time does not depend on the values of weights, so nothing is downloaded.
+"""
+
+import hashlib
+import json
+import os
+import statistics
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tlray.libraries import library, version
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+WARM_UP = 3
+RUNS = 9
+PATIENCE = 5.0  # seconds of runs after which a slow model is known well enough
+
+
+def milliseconds(home: str, name: str, tag: str | None, *, size: int, batch_size: int) -> float:
+    """Median time of one batch of `size` x `size` pixels in evaluation; on the GPU where there is one."""
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    what = {
+        "id": f"{home}/{name}",
+        "size": size,
+        "batch_size": batch_size,
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "library": version(home),
+    }
+    path = _folder() / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]}.json"
+    with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged: measured again
+        return float(json.loads(path.read_text())["milliseconds"])
+    model = library(home).construct(name, tag, "none", size, {}, 1000).eval().to(device)
+    measured = _median_time(model, torch.zeros(batch_size, 3, size, size, device=device)) * 1000
+    with suppress(OSError):  # a home that cannot be written costs another measurement, nothing else
+        _write(path, json.dumps({**what, "milliseconds": measured}))
+    return measured
+
+
+def device_name() -> str:
+    """The GPU, or the processor's model, that latencies are measured on."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    with suppress(OSError):  # Linux only
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    import platform
+
+    return platform.processor() or platform.machine()
+
+
+def _median_time(model: "nn.Module", images: "Tensor") -> float:
+    """Seconds of one forward pass; the first ones, which allocate and choose kernels, do not count."""
+    import torch
+
+    def once() -> float:
+        started = time.perf_counter()
+        model(images)
+        if images.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    with torch.inference_mode():
+        for _ in range(WARM_UP):
+            once()
+        times: list[float] = []
+        while len(times) < RUNS and (len(times) < 3 or sum(times) < PATIENCE):
+            times.append(once())
+    return statistics.median(times)
+
+
+def _folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tlray" / "latency"
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+    os.replace(name, path)

@@ -81,6 +81,23 @@ def plan(config: ConfigArgument, overrides: Overrides = None, as_json: Json = Fa
 
 
 @app.command()
+def rank(config: ConfigArgument, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Score the backbones of CONFIG on some training images: which are worth a sweep? Trains nothing."""
+    from tlray.prepare import new_run_uri
+    from tlray.ranking.tables import ranking_table
+    from tlray.run import rank as rank_all
+
+    loaded = load_config(config, overrides)
+    run_uri = new_run_uri(loaded)
+    if as_json:
+        _show(rank_all(loaded, run_uri, Console(stderr=True)), None, as_json)
+        return
+    print_run(run_uri)
+    out.print(ranking_table(rank_all(loaded, run_uri, out)))
+    print_run(run_uri)
+
+
+@app.command()
 def features(config: ConfigArgument, overrides: Overrides = None) -> None:
     """Compute what each backbone of CONFIG makes of every image, once, and write it as Parquet for other tools."""
     from tlray.prepare import new_run_uri

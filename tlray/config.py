@@ -9,7 +9,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     model_validator,
 )
@@ -221,8 +223,27 @@ class SweepConfig(Section):
     gpus_per_worker: float | None = Field(None, ge=0, description="by default 1 where the cluster has GPUs, else 0")
 
 
+class RankingConfig(Section):
+    """Which backbones go on to the sweep, by scores of their features of some training images."""
+
+    shortlist: int | None = Field(None, ge=1, description="how many go on to the sweep; by default all, unranked")
+    images: int = Field(1000, ge=4, description="training images that backbones are ranked on, of all classes alike")
+    score: Literal["linear_probe", "knn", "logme", "h_score", "nleep", "mean_rank"] = Field(
+        "linear_probe", description="which score decides; mean_rank: the mean place over all of them"
+    )
+
+
 class ExportConfig(Section):
     top_k: int = Field(1, ge=0)
+
+
+LIST = "[list]"  # in the place of an error; never shown
+Strategies = Annotated[
+    tuple[Annotated[StrategyConfig, BeforeValidator(lambda v: {"strategy": v} if isinstance(v, str) else v)], ...],
+    Field(min_length=1),
+    Tag(LIST),
+]
+Auto = Annotated[Literal["auto"], Tag("[auto]")]
 
 
 class RunConfig(Section):
@@ -235,13 +256,15 @@ class RunConfig(Section):
     backbones: tuple[
         Annotated[BackboneConfig, BeforeValidator(lambda v: {"id": v} if isinstance(v, str) else v)], ...
     ] = Field(min_length=1)
-    strategies: tuple[
-        Annotated[StrategyConfig, BeforeValidator(lambda v: {"strategy": v} if isinstance(v, str) else v)], ...
-    ] = Field((StrategyConfig(strategy="linear_probe"), StrategyConfig(strategy="full")), min_length=1)
+    strategies: Annotated[Strategies | Auto, Discriminator(lambda v: "[auto]" if isinstance(v, str) else LIST)] = Field(
+        (StrategyConfig(strategy="linear_probe"), StrategyConfig(strategy="full")),
+        description="a list, or auto: chosen by what the images are like, see tlray/advice.py",
+    )
     training: Recipe = Recipe()
     search_space: dict[str, Space] = Field(default_factory=dict, description="recipe keys to search")
     baseline: BaselineConfig = BaselineConfig()
     activations: ActivationsConfig = ActivationsConfig()
+    ranking: RankingConfig = RankingConfig()
     sweep: SweepConfig = SweepConfig()
     export: ExportConfig = ExportConfig()
 
@@ -249,7 +272,7 @@ class RunConfig(Section):
     def recipes_are_valid(self) -> "RunConfig":
         _check_recipe_values("baseline.training", self.baseline.training)
         _check_space("search_space", self.search_space)
-        for i, strategy in enumerate(self.strategies):
+        for i, strategy in enumerate(self.strategies if self.strategies != "auto" else ()):
             _check_recipe_values(f"strategies.{i}.training", strategy.training)
             _check_space(f"strategies.{i}.search_space", strategy.search_space)
         return self

@@ -72,7 +72,8 @@ def _is_consequence(error: Any, errors: Sequence[Any]) -> bool:
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location)
+    """Without the names of alternatives, which stand in brackets."""
+    return ".".join(str(part) for part in location if not str(part).startswith("["))
 
 
 def _explain(error: Any) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from tlray import storage
 from tlray.activations.planned import ActivationSource
@@ -45,6 +46,7 @@ class Plan(BaseModel):
     total_epochs: int
     total_image_passes: int
     activations: tuple[ActivationSource, ...] = ()
+    notes: tuple[str, ...] = ()  # what was decided for the user, and why
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,11 @@ def load_plan(run_uri: str) -> Plan:
 
 
 def plan_tables(plan: Plan) -> Group:
-    """The plan for a terminal: a row for each trial, then a row for each cut whose activations may be kept."""
-    tables = [_trial_table(plan)]
+    """The plan for a terminal: a row for each trial, one for each cut whose activations may be kept, then the notes."""
+    tables: list[Table | Text] = [_trial_table(plan)]
     if plan.activations:
         tables += [Table(box=None), _activation_table(plan)]
+    tables += [Text(note) for note in plan.notes]
     return Group(*tables)
 
 

@@ -1,6 +1,7 @@
 """The plan is made: images listed, every backbone built once with its weights, frozen work measured. Trains nothing.
 
     planned = plan_run(config)          # InputError for whatever is wrong with what the user gave; writes no run folder
+    planned, manifest = plan_ranking(config)        # the same for the features that backbones are ranked on
 
 Checks go from the cheap to the dear: storage, images, every backbone with its weights, every freeze strategy on it.
 """
@@ -11,6 +12,7 @@ from tlray import storage
 from tlray.activations.decision import plan_sources, within
 from tlray.activations.location import measure_room, measure_speed, open_store
 from tlray.activations.planned import ActivationSource
+from tlray.advice import advise, facts_of
 from tlray.backbone import Backbone, build_backbone
 from tlray.catalogue import resolve_id
 from tlray.config import BackboneConfig, RunConfig, TrialConfig
@@ -18,25 +20,51 @@ from tlray.data.manifest import Manifest
 from tlray.data.prepared import prepare_manifest, with_preparation
 from tlray.demo_data import make_demo_data
 from tlray.errors import ConfigError
+from tlray.features import features_config
 from tlray.freeze import freeze
 from tlray.plan import Plan, PlannedRun, PlannedTrial
 from tlray.prepare import with_absolute_locations
+from tlray.ranking.result import Ranking
+from tlray.ranking.subset import choose_subset
 from tlray.search_space import list_trials
 from tlray.training.loop import thaw_plan
 
 
-def plan_run(config: RunConfig) -> PlannedRun:
-    """All that a run would do, without a run folder."""
+def plan_run(config: RunConfig, manifest: Manifest | None = None, ranking: Ranking | None = None) -> PlannedRun:
+    """All that a run would do, without a run folder.
+
+    `manifest`: of the same data, where it has been made; `ranking`: what was found of the backbones, for the advice.
+    """
+    config = _checked(config)
+    manifest = manifest or prepare_manifest(config.data)
+    notes: tuple[str, ...] = ()
+    if config.strategies == "auto":
+        labels = manifest.split("train").labels
+        advice = advise(facts_of(labels, len(manifest.classes), ranking.similarity if ranking is not None else None))
+        config, notes = config.model_copy(update={"strategies": advice.strategies}), (advice.reason,)
+    trials = tuple(list_trials(config))
+    plan = make_plan(config, manifest, trials)
+    return PlannedRun(config, manifest, trials, plan.model_copy(update={"notes": notes}))
+
+
+def plan_ranking(config: RunConfig) -> tuple[PlannedRun, Manifest]:
+    """A linear probe of each backbone on a subset of the training images, and the manifest of all images."""
+    config = features_config(_checked(config))
+    manifest = prepare_manifest(config.data)
+    subset = choose_subset(manifest, config.ranking.images)
+    trials = tuple(list_trials(config))
+    return PlannedRun(config, subset, trials, make_plan(config, subset, trials)), manifest
+
+
+def _checked(config: RunConfig) -> RunConfig:
+    """The configuration resolved, with all checked that can be without images."""
     storage.check_writable(storage.absolute(config.storage))
     if config.activations.location is not None:
         storage.check_writable(storage.absolute(config.activations.location))
     _check_batch_sizes(config)
     for backbone in (config.baseline.backbone, *config.backbones):
         resolve_id(backbone.id)
-    config = _resolved(config)
-    manifest = prepare_manifest(config.data)
-    trials = tuple(list_trials(config))
-    return PlannedRun(config, manifest, trials, make_plan(config, manifest, trials))
+    return _resolved(config)
 
 
 def make_plan(config: RunConfig, manifest: Manifest, trials: Sequence[TrialConfig]) -> Plan:

@@ -1,4 +1,4 @@
-"""A whole run: prepare, sweep, leaderboard, exports, report, DONE. `tlray run`, `tlray resume` and jobs/sweep.py.
+"""A whole run: shortlist, sweep, leaderboard, exports, report, DONE. `tlray run`, `tlray resume`, `tlray rank`, jobs/.
 
     outcome = run(config, new_run_uri(config), Console())
     outcome = resume(run_uri, Console())
@@ -15,17 +15,23 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from tlray import storage
 from tlray.activations.location import open_store
 from tlray.config import RunConfig
+from tlray.data.manifest import Manifest
 from tlray.distributed.activation_pass import run_activation_pass
 from tlray.distributed.planning import plan_on_cluster
 from tlray.distributed.prepare_pass import prepare_on_cluster
+from tlray.distributed.ranking import rank_on_cluster
 from tlray.distributed.resources import connect
 from tlray.distributed.sweep import check_cluster, run_sweep
 from tlray.errors import BackboneError, Interrupted
 from tlray.features import features_config, write_features
+from tlray.plan import PlannedRun
 from tlray.prepare import Run, finish, load_run, prepare_run
 from tlray.progress import SweepProgress
+from tlray.ranking.result import Ranking, describe_choice, save_ranking, shortlisted, wants_shortlist
+from tlray.ranking.tables import ranking_table
 from tlray.results import load_results
 
 if TYPE_CHECKING:
@@ -38,7 +44,7 @@ def run(config: RunConfig, run_uri: str, console: Console) -> "Outcome":
     with interruptible(run_uri):
         check_cluster(config)
         _prepare_images(config, console)
-        prepared = prepare_run(plan_on_cluster(config), run_uri)
+        prepared = prepare_run(_shortlist_and_plan(config, run_uri, console), run_uri)
         _say_what_was_found(prepared, console)
         return _sweep_and_conclude(prepared, console)
 
@@ -68,6 +74,16 @@ def features(config: RunConfig, run_uri: str, console: Console) -> tuple[str, ..
         written = write_features(prepared, open_store(prepared.config))
         finish(prepared)
         return written
+
+
+def rank(config: RunConfig, run_uri: str, console: Console) -> Ranking:
+    """Score every backbone on features of a subset of the training images; they stay in the store for the sweep."""
+    connect()
+    with interruptible(run_uri):
+        _prepare_images(config, console)
+        _, ranking, _ = _rank(config, run_uri, console)
+        save_ranking(ranking, run_uri)
+        return ranking
 
 
 @contextmanager
@@ -108,6 +124,26 @@ def _prepare_images(config: RunConfig, console: Console) -> None:
     prepare_on_cluster(config, progress)
 
 
+def _shortlist_and_plan(config: RunConfig, run_uri: str, console: Console) -> PlannedRun:
+    """The plan of all backbones, or of the best where some are to be left out; `strategies: auto` needs a ranking too.
+
+    The run folder holds the chosen ones from its start, so a resume ranks nothing again.
+    """
+    if not wants_shortlist(config) and config.strategies != "auto":
+        return plan_on_cluster(config)
+    folder = storage.join(run_uri, f"ranking-{run_uri.rpartition('/')[2]}")
+    config, ranking, manifest = _rank(config, folder, console)
+    console.print(ranking_table(ranking))
+    console.print(describe_choice(ranking), highlight=False, markup=False)
+    save_ranking(ranking, run_uri)
+    return plan_on_cluster(shortlisted(config, ranking), manifest, ranking)
+
+
+def _rank(config: RunConfig, folder: str, console: Console) -> tuple[RunConfig, Ranking, Manifest]:
+    with SweepProgress((), (), console) as progress:
+        return rank_on_cluster(config, folder, progress.activations_computed)
+
+
 def _sweep_and_conclude(run: Run, console: Console) -> "Outcome":
     finished = [result.trial_id for result in load_results(run.uri) if result.status != "failed"]
     with SweepProgress(run.trials, finished, console) as progress:
@@ -124,7 +160,7 @@ def _say_what_was_found(run: Run, console: Console) -> None:
         f"{len(run.trials)} trials",
         highlight=False,
     )
-    for note in run.manifest.notes:
+    for note in (*run.manifest.notes, *run.plan.notes):
         console.print(note, highlight=False)
     if run.manifest.num_leaked:
         console.print(

@@ -18,9 +18,13 @@ from tlray.config import BackboneConfig, Recipe, RunConfig, Space, StrategyConfi
 
 
 def list_trials(config: RunConfig) -> list[TrialConfig]:
-    """Every trial of the run: the baseline first, then backbones x strategies x samples x grid values."""
+    """Every trial of the run: the baseline first, then backbones x strategies x samples x grid values.
+
+    Of `strategies: auto`, which the plan replaces by what it advises, the linear probes alone, which are always there.
+    """
     trials = [_baseline(config)]
-    for backbone, strategy in itertools.product(config.backbones, config.strategies):
+    strategies = config.strategies if config.strategies != "auto" else (StrategyConfig(strategy="linear_probe"),)
+    for backbone, strategy in itertools.product(config.backbones, strategies):
         for values in _draws(config, backbone, strategy):
             recipe = _recipe(config.training, {**values, **strategy.training}, where="strategies.training")
             trials.append(_trial(config, len(trials), backbone, strategy, recipe))

@@ -182,7 +182,7 @@ def export(
 def report(run_uri: RunArgument, as_json: Json = False) -> None:
     """Write the run's leaderboard and report.html as they stand now, and print where the report is."""
     from tlray.prepare import load_run
-    from tlray.report import leaderboard_table, write_report
+    from tlray.report import agreement_table, leaderboard_table, read_found, write_report
     from tlray.results import write_leaderboard
 
     loaded = load_run(run_uri)
@@ -190,6 +190,9 @@ def report(run_uri: RunArgument, as_json: Json = False) -> None:
     report_uri = write_report(loaded.uri)
     _show(leaderboard, leaderboard_table(leaderboard), as_json)
     if not as_json:
+        found = read_found(loaded.uri, leaderboard)
+        if found is not None:
+            out.print(agreement_table(found))
         print(report_uri)
 
 

@@ -3,8 +3,11 @@
 H = tr(cov(f)^-1 cov(E[f | y])), Bao, Li, Huang, Zhang, Zheng, Zamir, Guibas: An Information-Theoretic Approach to
 Transferability in Task Transfer Learning, ICIP 2019, definition 2. With no more images than features it is the number
 of classes less one whatever the features are, so it tells nothing: Ibrahim, Ponomareva, Mazumder: Newer is not always
-better, ECML 2022 (arXiv 2110.06893), put Ledoit and Wolf's estimate in place of the covariance. That is the one that
-rankings show.
+better, ECML 2022 (arXiv 2110.06893), put Ledoit and Wolf's estimate in place of the covariance.
+
+Even so, features of an untrained network can score above trained ones of fewer dimensions: with few images, shuffled
+labels score nearly as high as the true ones, the more so the wider the features. Rankings therefore show
+`adjusted_h_score`: what is left above that chance, as a share of what there could be.
 """
 
 import numpy as np
@@ -27,6 +30,24 @@ def regularised_h_score(features: np.ndarray, labels: np.ndarray) -> float:
     alpha = ledoit_wolf(features)
     variances = variances / len(labels)
     return (1 - alpha) * _trace(between, (1 - alpha) * variances + alpha * variances.sum() / features.shape[1])
+
+
+def adjusted_h_score(features: np.ndarray, labels: np.ndarray) -> float:
+    """The regularised H-score above its mean over all permutations of the labels: 0 is chance, 1 the most there can be.
+
+    (H - E[H]) / (C - 1 - E[H]), the correction of Hubert, Arabie: Comparing Partitions, J. Classification 1985,
+    equation 5. Under permutations every direction's variance between C classes is (C - 1) / (N - 1) of its sum of
+    squares over N - 1, so the mean has a closed form.
+    """
+    num_images, num_classes = len(labels), len(np.unique(labels))
+    squares, between = _variances(features, labels)
+    alpha = ledoit_wolf(features)
+    variances = squares / num_images
+    shrunk = (1 - alpha) * variances + alpha * variances.sum() / features.shape[1]
+    by_chance = squares / (num_images - 1) * (num_classes - 1) / (num_images - 1)
+    score, expected = ((1 - alpha) * _trace(part, shrunk) for part in (between, by_chance))
+    possible = num_classes - 1 - expected
+    return (score - expected) / possible if possible > NEGLIGIBLE else 0.0
 
 
 def ledoit_wolf(features: np.ndarray) -> float:

@@ -1,7 +1,7 @@
 """A Gaussian mixture with full covariances, fitted by expectation-maximisation from a seeded start.
 
 Dempster, Laird, Rubin: Maximum Likelihood from Incomplete Data via the EM Algorithm, 1977; Bishop, Pattern Recognition
-and Machine Learning, 2006, section 9.2.2. The start is k-means++ (Arthur, Vassilvitskii, 2007) with Lloyd's steps.
+and Machine Learning, 2006, section 9.2.2. It starts with k-means from greedy k-means++ (Arthur, Vassilvitskii, 2007).
 """
 
 import numpy as np
@@ -54,24 +54,31 @@ def expectation(
 
 
 def _k_means(points: np.ndarray, num_centres: int, rng: np.random.Generator) -> np.ndarray:
-    centres = points[[rng.integers(len(points))]]
-    closest = ((points - centres[0]) ** 2).sum(axis=1)
-    while len(centres) < num_centres:
-        chances = closest / closest.sum() if closest.sum() > 0 else None
-        centres = np.vstack([centres, points[rng.choice(len(points), p=chances)]])
-        closest = np.minimum(closest, ((points - centres[-1]) ** 2).sum(axis=1))
+    centres = _spread(points, num_centres, rng)
     for _ in range(LLOYD_STEPS):
         nearest = _nearest(points, centres)
-        moved = np.stack(
-            [
-                points[nearest == place].mean(axis=0) if (nearest == place).any() else centres[place]
-                for place in range(len(centres))
-            ]
-        )
+        moved = centres.copy()
+        for place in np.unique(nearest):
+            moved[place] = points[nearest == place].mean(axis=0)
         if np.array_equal(moved, centres):
             break
         centres = moved
     return centres
+
+
+def _spread(points: np.ndarray, num_centres: int, rng: np.random.Generator) -> np.ndarray:
+    """Points far from one another: each the best of some drawn by their squared distance to those before."""
+    num_candidates = 2 + int(np.log(num_centres))
+    chosen = [int(rng.integers(len(points)))]
+    closest = ((points - points[chosen[0]]) ** 2).sum(axis=1)
+    while len(chosen) < num_centres:
+        chances = closest / closest.sum() if closest.sum() > 0 else None
+        candidates = rng.choice(len(points), size=num_candidates, p=chances)
+        distances = [np.minimum(closest, ((points - points[one]) ** 2).sum(axis=1)) for one in candidates]
+        best = int(np.argmin([one.sum() for one in distances]))
+        chosen.append(int(candidates[best]))
+        closest = distances[best]
+    return points[chosen]
 
 
 def _nearest(points: np.ndarray, centres: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 Li, Jia, Sang, Zhu, Green, Wang, Gong: Ranking Neural Checkpoints, CVPR 2021, section 3.3: the features' principal
 components that hold 80 % of their variance, a Gaussian mixture of them with five components a class, and LEEP of the
-mixture's posterior p(component | image).
+mixture's posterior p(component | image). Of few images the mixture has fewer components, ten images for each but one a
+class at least: a component of two images agrees with their labels by chance.
 """
 
 import numpy as np
@@ -12,12 +13,15 @@ from tlray.ranking.mixture import fit_mixture
 
 ENERGY = 0.8
 COMPONENTS_PER_CLASS = 5
+IMAGES_PER_COMPONENT = 10
 
 
 def nleep(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> float:
     """features (N, D), labels (N,) int -> LEEP (nats, at most 0) of the mixture's components."""
     reduced = principal_components(features)
-    return leep(fit_mixture(reduced, COMPONENTS_PER_CLASS * len(np.unique(labels)), seed=seed), labels)
+    num_classes = len(np.unique(labels))
+    most = max(num_classes, len(labels) // IMAGES_PER_COMPONENT)
+    return leep(fit_mixture(reduced, min(COMPONENTS_PER_CLASS * num_classes, most), seed=seed), labels)
 
 
 def principal_components(features: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ mean the same for every backbone, and no score changes its order by it.
 
 import numpy as np
 
-from tlray.ranking.hscore import regularised_h_score
+from tlray.ranking.hscore import adjusted_h_score
 from tlray.ranking.knn import knn
 from tlray.ranking.leep import leep
 from tlray.ranking.linear_probe import linear_probe
@@ -40,7 +40,7 @@ def score_features(
         "linear_probe": linear_probe(values, labels),
         "knn": knn(values, labels),
         "logme": logme(values, labels),
-        "h_score": regularised_h_score(values, labels),
+        "h_score": adjusted_h_score(values, labels),
         "nleep": nleep(values, labels, seed),
         "leep": None if probabilities is None else leep(probabilities, labels),
     }

@@ -24,7 +24,7 @@ from tlray.features import features_config
 from tlray.freeze import freeze
 from tlray.plan import Plan, PlannedRun, PlannedTrial
 from tlray.prepare import with_absolute_locations
-from tlray.ranking.result import Ranking
+from tlray.ranking.result import Ranking, wants_shortlist
 from tlray.ranking.subset import choose_subset
 from tlray.search_space import list_trials
 from tlray.training.loop import thaw_plan
@@ -37,14 +37,20 @@ def plan_run(config: RunConfig, manifest: Manifest | None = None, ranking: Ranki
     """
     config = _checked(config)
     manifest = manifest or prepare_manifest(config.data)
-    notes: tuple[str, ...] = ()
+    notes: list[str] = []
+    if wants_shortlist(config):
+        notes.append(
+            f"ranking.shortlist {config.ranking.shortlist}: a run ranks the {len(config.backbones)} backbones first and "
+            "trains the best of them; this plan has all"
+        )
     if config.strategies == "auto":
         labels = manifest.split("train").labels
         advice = advise(facts_of(labels, len(manifest.classes), ranking.similarity if ranking is not None else None))
-        config, notes = config.model_copy(update={"strategies": advice.strategies}), (advice.reason,)
+        config = config.model_copy(update={"strategies": advice.strategies})
+        notes.append(advice.reason)
     trials = tuple(list_trials(config))
     plan = make_plan(config, manifest, trials)
-    return PlannedRun(config, manifest, trials, plan.model_copy(update={"notes": notes}))
+    return PlannedRun(config, manifest, trials, plan.model_copy(update={"notes": tuple(notes)}))
 
 
 def plan_ranking(config: RunConfig) -> tuple[PlannedRun, Manifest]:

@@ -37,14 +37,18 @@ from tlray.results import load_results
 if TYPE_CHECKING:
     from tlray.conclude import Outcome
 
+BEFORE_THE_RUN = "start it again: images and activations that it had prepared are kept"
+
 
 def run(config: RunConfig, run_uri: str, console: Console) -> "Outcome":
     """Do all that `config` asks for; InputError before anything is spent where it cannot be done."""
     connect()
-    with interruptible(run_uri):
+    with interruptible(run_uri, BEFORE_THE_RUN):
         check_cluster(config)
         _prepare_images(config, console)
-        prepared = prepare_run(_shortlist_and_plan(config, run_uri, console), run_uri)
+        planned = _shortlist_and_plan(config, run_uri, console)
+    with interruptible(run_uri):
+        prepared = prepare_run(planned, run_uri)
         _say_what_was_found(prepared, console)
         return _sweep_and_conclude(prepared, console)
 
@@ -79,16 +83,16 @@ def features(config: RunConfig, run_uri: str, console: Console) -> tuple[str, ..
 def rank(config: RunConfig, run_uri: str, console: Console) -> Ranking:
     """Score every backbone on features of a subset of the training images; they stay in the store for the sweep."""
     connect()
-    with interruptible(run_uri):
+    with interruptible(run_uri, BEFORE_THE_RUN):
         _prepare_images(config, console)
-        _, ranking, _ = _rank(config, run_uri, console)
-        save_ranking(ranking, run_uri)
-        return ranking
+        return _rank(config, run_uri, console)[1]
 
 
 @contextmanager
-def interruptible(run_uri: str) -> Iterator[None]:
+def interruptible(run_uri: str, remedy: str = "") -> Iterator[None]:
     """SIGINT and SIGTERM become Interrupted, which says how to go on; entered after Ray has set its own handlers.
+
+    `remedy`: what to do where there is nothing to resume yet.
 
     `ray job stop` sends SIGTERM. In a thread other than the main one there is nothing to install.
     """
@@ -107,10 +111,10 @@ def interruptible(run_uri: str) -> Iterator[None]:
         yield
     except BaseException:
         if stopped:  # raised inside Ray's compiled code it arrives as a SystemError
-            raise Interrupted(
-                f"interrupted by {signal.Signals(stopped[0]).name}; `tlray resume {run_uri}` goes on, "
-                "with what each running trial did since its last checkpoint lost at most"
-            ) from None
+            remedy = remedy or (
+                f"`tlray resume {run_uri}` goes on, with what each running trial did since its last checkpoint lost at most"
+            )
+            raise Interrupted(f"interrupted by {signal.Signals(stopped[0]).name}; {remedy}") from None
         raise
     finally:
         for number, handler in before.items():
@@ -131,17 +135,19 @@ def _shortlist_and_plan(config: RunConfig, run_uri: str, console: Console) -> Pl
     """
     if not wants_shortlist(config) and config.strategies != "auto":
         return plan_on_cluster(config)
-    folder = storage.join(run_uri, f"ranking-{run_uri.rpartition('/')[2]}")
-    config, ranking, manifest = _rank(config, folder, console)
+    config, ranking, manifest = _rank(config, run_uri, console)
     console.print(ranking_table(ranking))
     console.print(describe_choice(ranking), highlight=False, markup=False)
-    save_ranking(ranking, run_uri)
     return plan_on_cluster(shortlisted(config, ranking), manifest, ranking)
 
 
-def _rank(config: RunConfig, folder: str, console: Console) -> tuple[RunConfig, Ranking, Manifest]:
+def _rank(config: RunConfig, run_uri: str, console: Console) -> tuple[RunConfig, Ranking, Manifest]:
+    """Writes ranking.json; what it worked from is a folder of its own, whose name no other run's shards carry."""
+    folder = storage.join(run_uri, f"ranking-{run_uri.rpartition('/')[2]}")
     with SweepProgress((), (), console) as progress:
-        return rank_on_cluster(config, folder, progress.activations_computed)
+        config, ranking, manifest = rank_on_cluster(config, folder, progress.activations_computed)
+    save_ranking(ranking, run_uri)
+    return config, ranking, manifest
 
 
 def _sweep_and_conclude(run: Run, console: Console) -> "Outcome":

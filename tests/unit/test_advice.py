@@ -117,13 +117,17 @@ def test_a_plan_goes_by_size_alone_and_prints_why(image_folder: Path, tmp_path: 
             "name": "x",
             "storage": str(tmp_path),
             "data": {"train": str(image_folder)},
-            "backbones": [NETWORK],
+            "backbones": [NETWORK, {**NETWORK, "input_size": 40}],
+            "ranking": {"shortlist": 1},
             "baseline": {"backbone": NETWORK},
             "strategies": "auto",
         }
     )
     planned = plan_run(config)
-    assert [trial.strategy.strategy for trial in planned.trials] == ["scratch", "linear_probe", "partial", "gradual"]
+    assert [trial.strategy.strategy for trial in planned.trials] == [
+        "scratch",
+        *2 * ["linear_probe", "partial", "gradual"],
+    ]
     assert planned.config.strategies == tuple(RULES["few", "unknown"][0])
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
@@ -131,3 +135,4 @@ def test_a_plan_goes_by_size_alone_and_prints_why(image_folder: Path, tmp_path: 
         text = console.export_text()
     assert "strategies: auto is linear_probe, partial(0.8), gradual: few images" in text
     assert "similarity to the source unknown" in text
+    assert "a run ranks the 2 backbones first" in text

@@ -124,7 +124,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "distributed",
         "conclude",
     },
-    "local": {"config", "search_space", "activations", "planning", "prepare", "training", "results", "conclude"},
+    "local": {"config", "activations", "planning", "prepare", "training", "results", "conclude"},
     "demo": {"config", "storage", "prepare", "run", "conclude", "predict"},
     "doctor": {"config", "search_space", "storage", "catalogue", "weights", "backbone", "footprint", "data"},
 }

@@ -40,8 +40,8 @@ def plan_run(config: RunConfig, manifest: Manifest | None = None, ranking: Ranki
     notes: list[str] = []
     if wants_shortlist(config):
         notes.append(
-            f"ranking.shortlist {config.ranking.shortlist}: a run ranks the {len(config.backbones)} backbones first and "
-            "trains the best of them; this plan has all"
+            f"ranking.shortlist {config.ranking.shortlist}: a run ranks the {len(config.backbones)} backbones first "
+            "and trains the best of them; this plan has all"
         )
     if config.strategies == "auto":
         labels = manifest.split("train").labels

@@ -112,7 +112,8 @@ def interruptible(run_uri: str, remedy: str = "") -> Iterator[None]:
     except BaseException:
         if stopped:  # raised inside Ray's compiled code it arrives as a SystemError
             remedy = remedy or (
-                f"`tlray resume {run_uri}` goes on, with what each running trial did since its last checkpoint lost at most"
+                f"`tlray resume {run_uri}` goes on, "
+                "with what each running trial did since its last checkpoint lost at most"
             )
             raise Interrupted(f"interrupted by {signal.Signals(stopped[0]).name}; {remedy}") from None
         raise

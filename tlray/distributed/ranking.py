@@ -51,18 +51,14 @@ def rank_on_cluster(
 def _scored(run: Run, failures: dict[str, str], resources: TaskResources) -> list[RankedBackbone]:
     """A row for each backbone; `failures` by id: why activations could not be made."""
     task = score_task.options(num_cpus=resources.cpus, max_retries=run.config.sweep.max_failures)
-    waiting = {
-        position: task.remote(run.uri, position, resources.threads)
-        for position, backbone in enumerate(run.config.backbones)
-        if backbone.id not in failures
-    }
+    waiting = [task.remote(run.uri, position, resources.threads) for position in range(len(run.config.backbones))]
     rows = []
-    for position, backbone in enumerate(run.config.backbones):
-        if position not in waiting:
-            rows.append(RankedBackbone(backbone=backbone, error=failures[backbone.id]))
-            continue
+    for backbone, reference in zip(run.config.backbones, waiting, strict=True):
         try:
-            rows.append(ray.get(waiting[position]))
+            row: RankedBackbone = ray.get(reference)
         except ray.exceptions.RayError as error:
-            rows.append(RankedBackbone(backbone=backbone, error=reason_of(error)))
+            row = RankedBackbone(backbone=backbone, error=reason_of(error))
+        if row.error is not None:
+            row = row.model_copy(update={"error": failures.get(backbone.id, row.error)})
+        rows.append(row)
     return rows

@@ -24,7 +24,7 @@ from tlray.ranking.scores import NAMES
 from tlray.ranking.tables import ranking_table
 from tlray.split import trainable_suffix
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 BACKBONES = {
     "torchvision/mobilenet_v2": {},
     "timm/mobilenetv1_100": {},

@@ -95,7 +95,8 @@ def test_chance_of_the_h_score_is_its_mean_over_shuffled_labels() -> None:
     shuffled = [regularised_h_score(features, random.permutation(labels)) for _ in range(400)]
     chance, spread = float(np.mean(shuffled)), float(np.std(shuffled)) / 20
     score, adjusted = regularised_h_score(features, labels), adjusted_h_score(features, labels)
-    expected = (adjusted * 3 - score) / (adjusted - 1)  # solved for the chance that the adjustment took away
+    most = 3 * 40 / 39  # the published code divides the two covariances by 39 and 40
+    expected = (adjusted * most - score) / (adjusted - 1)  # solved for the chance that the adjustment took away
     assert abs(expected - chance) < 4 * spread
     assert chance > 0.5 * score  # which is why it is taken away
 

@@ -37,14 +37,15 @@ def adjusted_h_score(features: np.ndarray, labels: np.ndarray) -> float:
 
     (H - E[H]) / (C - 1 - E[H]), the correction of Hubert, Arabie: Comparing Partitions, J. Classification 1985,
     equation 5. Under permutations every direction's variance between C classes is (C - 1) / (N - 1) of its sum of
-    squares over N - 1, so the mean has a closed form.
+    squares over N - 1, so the mean has a closed form. All covariances divide by N here: the most is C - 1 exactly.
     """
     num_images, num_classes = len(labels), len(np.unique(labels))
     squares, between = _variances(features, labels)
     alpha = ledoit_wolf(features)
     variances = squares / num_images
     shrunk = (1 - alpha) * variances + alpha * variances.sum() / features.shape[1]
-    by_chance = squares / (num_images - 1) * (num_classes - 1) / (num_images - 1)
+    between = between * (num_images - 1) / num_images
+    by_chance = variances * (num_classes - 1) / (num_images - 1)
     score, expected = ((1 - alpha) * _trace(part, shrunk) for part in (between, by_chance))
     possible = num_classes - 1 - expected
     return (score - expected) / possible if possible > NEGLIGIBLE else 0.0

@@ -81,6 +81,23 @@ def plan(config: ConfigArgument, overrides: Overrides = None, as_json: Json = Fa
 
 
 @app.command()
+def rank(config: ConfigArgument, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Score the backbones of CONFIG on some training images: which are worth a sweep? Trains nothing."""
+    from tlray.prepare import new_run_uri
+    from tlray.ranking.tables import ranking_table
+    from tlray.run import rank as rank_all
+
+    loaded = load_config(config, overrides)
+    run_uri = new_run_uri(loaded)
+    if as_json:
+        _show(rank_all(loaded, run_uri, Console(stderr=True)), None, as_json)
+        return
+    print_run(run_uri)
+    out.print(ranking_table(rank_all(loaded, run_uri, out)))
+    print_run(run_uri)
+
+
+@app.command()
 def features(config: ConfigArgument, overrides: Overrides = None) -> None:
     """Compute what each backbone of CONFIG makes of every image, once, and write it as Parquet for other tools."""
     from tlray.prepare import new_run_uri
@@ -191,7 +208,7 @@ def export(
 def report(run_uri: RunArgument, as_json: Json = False) -> None:
     """Write the run's leaderboard and report.html as they stand now, and print where the report is."""
     from tlray.prepare import load_run
-    from tlray.report import leaderboard_table, write_report
+    from tlray.report import agreement_table, leaderboard_table, read_found, write_report
     from tlray.results import write_leaderboard
 
     loaded = load_run(run_uri)
@@ -199,6 +216,9 @@ def report(run_uri: RunArgument, as_json: Json = False) -> None:
     report_uri = write_report(loaded.uri)
     _show(leaderboard, leaderboard_table(leaderboard), as_json)
     if not as_json:
+        found = read_found(loaded.uri, leaderboard)
+        if found is not None:
+            out.print(agreement_table(found))
         print(report_uri)
 
 

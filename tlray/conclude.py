@@ -18,7 +18,7 @@ from tlray.data.transforms import eval_transform
 from tlray.errors import TrialError
 from tlray.export import export_bundle
 from tlray.prepare import Run, finish
-from tlray.report import leaderboard_table, write_report
+from tlray.report import agreement_table, leaderboard_table, read_found, write_report
 from tlray.results import Leaderboard, LeaderboardRow, load_results, write_leaderboard
 from tlray.training.trial import load_trained
 
@@ -38,6 +38,9 @@ def conclude(run: Run, console: Console) -> Outcome:
     """Rank, export, report; TrialError with the reasons when no trial has succeeded."""
     leaderboard = write_leaderboard(run.uri, seed=run.config.seed)
     console.print(leaderboard_table(leaderboard))
+    found = read_found(run.uri, leaderboard)
+    if found is not None:
+        console.print(agreement_table(found))
     if not any(row.rank for row in leaderboard.rows):
         reasons = sorted({result.error or "" for result in load_results(run.uri)})
         raise TrialError(f"every trial failed: {'; '.join(reasons)}")

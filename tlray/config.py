@@ -248,11 +248,26 @@ class PricesConfig(Section):
 
 
 class RankingConfig(Section):
-    shortlist: int | None = Field(None, ge=1, description="backbones that the ranking leaves for the sweep")
+    """Which backbones go on to the sweep, by scores of their features of some training images."""
+
+    shortlist: int | None = Field(None, ge=1, description="how many go on to the sweep; by default all, unranked")
+    images: int = Field(1000, ge=4, description="training images that backbones are ranked on, of all classes alike")
+    score: Literal["linear_probe", "knn", "logme", "h_score", "nleep", "mean_rank"] = Field(
+        "linear_probe", description="which score decides; mean_rank: the mean place over all of them"
+    )
 
 
 class ExportConfig(Section):
     top_k: int = Field(1, ge=0)
+
+
+LIST = "[list]"  # in the place of an error; never shown
+Strategies = Annotated[
+    tuple[Annotated[StrategyConfig, BeforeValidator(lambda v: {"strategy": v} if isinstance(v, str) else v)], ...],
+    Field(min_length=1),
+    Tag(LIST),
+]
+Auto = Annotated[Literal["auto"], Tag("[auto]")]
 
 
 class RunConfig(Section):
@@ -267,9 +282,10 @@ class RunConfig(Section):
         Discriminator(lambda given: QUERY_FORM if isinstance(given, dict | BackboneQuery) else LIST_FORM),
     ] = Field(description="ids, or a query that the catalogue answers")
     accept_licences: tuple[str, ...] = Field((), description="licences that bind whoever uses the weights: agpl-3.0")
-    strategies: tuple[
-        Annotated[StrategyConfig, BeforeValidator(lambda v: {"strategy": v} if isinstance(v, str) else v)], ...
-    ] = Field((StrategyConfig(strategy="linear_probe"), StrategyConfig(strategy="full")), min_length=1)
+    strategies: Annotated[Strategies | Auto, Discriminator(lambda v: "[auto]" if isinstance(v, str) else LIST)] = Field(
+        (StrategyConfig(strategy="linear_probe"), StrategyConfig(strategy="full")),
+        description="a list, or auto: chosen by what the images are like, see tlray/advice.py",
+    )
     training: Recipe = Recipe()
     search_space: dict[str, Space] = Field(default_factory=dict, description="recipe keys to search")
     known_recipe: Literal["auto", "always", "never"] = Field(
@@ -300,7 +316,7 @@ class RunConfig(Section):
     def recipes_are_valid(self) -> "RunConfig":
         _check_recipe_values("baseline.training", self.baseline.training)
         _check_space("search_space", self.search_space)
-        for i, strategy in enumerate(self.strategies):
+        for i, strategy in enumerate(self.strategies if self.strategies != "auto" else ()):
             _check_recipe_values(f"strategies.{i}.training", strategy.training)
             _check_space(f"strategies.{i}.search_space", strategy.search_space)
         return self

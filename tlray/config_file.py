@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tlray.config import RunConfig
-from tlray.config_query import LIST_FORM, QUERY_FORM
+from tlray.config_query import QUERY_FORM
 from tlray.errors import ConfigError, plain_reason, unknown_key
 
 
@@ -74,7 +74,8 @@ def _is_consequence(error: Any, errors: Sequence[Any]) -> bool:
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location if part not in (LIST_FORM, QUERY_FORM))
+    """Without the names of alternatives, which stand in brackets."""
+    return ".".join(str(part) for part in location if not str(part).startswith("["))
 
 
 def _explain(error: Any) -> str:

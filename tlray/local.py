@@ -6,14 +6,12 @@ outcome = run_local(config, "001-resnet18-full", new_run_uri(config), Console())
 from rich.console import Console
 
 from tlray.activations.local_pass import compute_here
-from tlray.catalogue.select import select_backbones
 from tlray.conclude import Outcome, conclude
 from tlray.config import RunConfig
 from tlray.errors import ConfigError
 from tlray.planning import plan_run
 from tlray.prepare import Run, prepare_run
 from tlray.results import append_result
-from tlray.search_space import list_trials
 from tlray.training.epoch import EpochMetrics
 from tlray.training.run_images import run_images
 from tlray.training.trial import run_trial
@@ -22,11 +20,11 @@ from tlray.training.worker import local_worker
 
 def run_local(config: RunConfig, trial_id: str | None, run_uri: str, console: Console) -> Outcome:
     """Train the baseline and the trial named `trial_id` (by default the first), then rank and export them."""
-    config = select_backbones(config)
-    ids = [trial.trial_id for trial in list_trials(config) if not trial.is_baseline]
+    planned = plan_run(config)
+    ids = [trial.trial_id for trial in planned.trials if not trial.is_baseline]
     if trial_id is not None and trial_id not in ids:
         raise ConfigError(f"there is no trial {trial_id!r}; this configuration has {', '.join(ids)}")
-    return _train(prepare_run(plan_run(config), run_uri), trial_id or ids[0], console)
+    return _train(prepare_run(planned, run_uri), trial_id or ids[0], console)
 
 
 def _train(run: Run, trial_id: str, console: Console) -> Outcome:

@@ -49,6 +49,7 @@ class Plan(BaseModel):
     total_image_passes: int
     activations: tuple[ActivationSource, ...] = ()
     estimate: Estimate | None = None  # None in plans of earlier versions
+    notes: tuple[str, ...] = ()  # what was decided for the user, and why
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,13 @@ def load_plan(run_uri: str) -> Plan:
 
 
 def plan_tables(plan: Plan) -> Group:
-    """The plan for a terminal: a row for each trial, one for each cut that may be kept, one for each stage."""
+    """The plan for a terminal: a row for each trial, for each cut that may be kept, for each stage; then the notes."""
     tables: list[RenderableType] = [_trial_table(plan)]
     if plan.activations:
         tables += [Table(box=None), _activation_table(plan)]
     if plan.estimate is not None:
         tables += [Table(box=None), *_estimate_lines(plan.estimate)]
+    tables += [Text(note) for note in plan.notes]
     return Group(*tables)
 
 

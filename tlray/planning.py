@@ -1,6 +1,7 @@
 """The plan is made: images listed, every backbone built once with its weights, frozen work measured. Trains nothing.
 
     planned = plan_run(config, machines)     # InputError for what is wrong with the user's input; writes no run folder
+    planned, manifest = plan_ranking(config)        # the same for the features that backbones are ranked on
 
 Checks go from the cheap to the dear: storage, images, every backbone with its weights, every freeze strategy on it.
 """
@@ -11,6 +12,7 @@ from tlray import storage
 from tlray.activations.decision import plan_sources, within
 from tlray.activations.location import measure_room, measure_speed, open_store
 from tlray.activations.planned import ActivationSource
+from tlray.advice import advise, facts_of
 from tlray.backbone import Backbone, build_backbone
 from tlray.budget.choice import beyond_budget
 from tlray.budget.estimate import Machines, estimate_run
@@ -22,28 +24,69 @@ from tlray.data.manifest import Manifest
 from tlray.data.prepared import prepare_manifest, with_preparation
 from tlray.demo_data import make_demo_data
 from tlray.errors import ConfigError
+from tlray.features import features_config
 from tlray.freeze import freeze
 from tlray.plan import Plan, PlannedRun, PlannedTrial
 from tlray.prepare import with_absolute_locations
+from tlray.ranking.result import Ranking, wants_shortlist
+from tlray.ranking.subset import choose_subset
 from tlray.search_space import list_trials
 from tlray.speed.steps import this_machine
 from tlray.speed.trials import TimedTrial, time_trials, trial_cost
 from tlray.training.loop import thaw_plan
 
 
-def plan_run(config: RunConfig, machines: Machines | None = None) -> PlannedRun:
-    """All that a run would do, without a run folder; `machines` work on it, by default this one."""
+def plan_run(
+    config: RunConfig,
+    machines: Machines | None = None,
+    manifest: Manifest | None = None,
+    ranking: Ranking | None = None,
+) -> PlannedRun:
+    """All that a run would do, without a run folder.
+
+    `machines` work on it, by default this one; `manifest`: of the same data, where it has been made; `ranking`: what
+    was found of the backbones, for the advice.
+    """
+    config = _checked(config)
+    manifest = manifest or prepare_manifest(config.data)
+    notes: list[str] = []
+    if wants_shortlist(config):
+        notes.append(
+            f"ranking.shortlist {config.ranking.shortlist}: a run ranks the {len(config.chosen_backbones)} backbones "
+            "first and trains the best of them; this plan has all"
+        )
+    if config.strategies == "auto":
+        labels = manifest.split("train").labels
+        advice = advise(facts_of(labels, len(manifest.classes), ranking.similarity if ranking is not None else None))
+        config = config.model_copy(update={"strategies": advice.strategies})
+        notes.append(advice.reason)
+    trials = tuple(list_trials(config))
+    plan = make_plan(config, manifest, trials, machines or this_machine(config))
+    return PlannedRun(config, manifest, trials, plan.model_copy(update={"notes": tuple(notes)}))
+
+
+def plan_ranking(config: RunConfig, machines: Machines | None = None) -> tuple[PlannedRun, Manifest]:
+    """A linear probe of each backbone on a subset of the training images, and the manifest of all images."""
+    config = features_config(_checked(config))
+    manifest = prepare_manifest(config.data)
+    subset = choose_subset(manifest, config.ranking.images)
+    trials = tuple(list_trials(config))
+    return PlannedRun(
+        config, subset, trials, make_plan(config, subset, trials, machines or this_machine(config))
+    ), manifest
+
+
+def _checked(config: RunConfig) -> RunConfig:
+    """The configuration resolved, with all checked that can be without images."""
     config = select_backbones(config)
     check_licences(config)
     storage.check_writable(storage.absolute(config.storage))
     if config.activations.location is not None:
         storage.check_writable(storage.absolute(config.activations.location))
     _check_batch_sizes(config)
-    config = _resolved(config)
-    manifest = prepare_manifest(config.data)
-    trials = tuple(list_trials(config))
-    plan = make_plan(config, manifest, trials, machines or this_machine(config))
-    return PlannedRun(config, manifest, trials, plan)
+    for backbone in (config.baseline.backbone, *config.chosen_backbones):
+        resolve_id(backbone.id)
+    return _resolved(config)
 
 
 def make_plan(config: RunConfig, manifest: Manifest, trials: Sequence[TrialConfig], machines: Machines) -> Plan:

@@ -1,4 +1,4 @@
-"""A whole run: prepare, sweep, leaderboard, exports, report, DONE. `tlray run`, `tlray resume` and jobs/sweep.py.
+"""A whole run: shortlist, sweep, leaderboard, exports, report, DONE. `tlray run`, `tlray resume`, `tlray rank`, jobs/.
 
     outcome = run(config, new_run_uri(config), Console())
     outcome = resume(run_uri, Console())
@@ -15,30 +15,41 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from tlray import storage
 from tlray.activations.location import open_store
 from tlray.config import RunConfig
+from tlray.data.manifest import Manifest
 from tlray.distributed.activation_pass import run_activation_pass
-from tlray.distributed.planning import plan_on_cluster
+from tlray.distributed.planning import plan_on_cluster, select_on_cluster
 from tlray.distributed.prepare_pass import prepare_on_cluster
+from tlray.distributed.ranking import rank_on_cluster
 from tlray.distributed.resources import connect
 from tlray.distributed.sweep import check_cluster, run_sweep
 from tlray.errors import BackboneError, Interrupted
 from tlray.features import features_config, write_features
+from tlray.plan import PlannedRun
 from tlray.prepare import Run, finish, load_run, prepare_run
 from tlray.progress import SweepProgress
+from tlray.ranking.result import Ranking, describe_choice, save_ranking, shortlisted, wants_shortlist
+from tlray.ranking.tables import ranking_table
 from tlray.results import load_results
 
 if TYPE_CHECKING:
     from tlray.conclude import Outcome
 
+BEFORE_THE_RUN = "start it again: images and activations that it had prepared are kept"
+
 
 def run(config: RunConfig, run_uri: str, console: Console) -> "Outcome":
     """Do all that `config` asks for; InputError before anything is spent where it cannot be done."""
     connect()
-    with interruptible(run_uri):
+    with interruptible(run_uri, BEFORE_THE_RUN):
         check_cluster(config)
+        config = select_on_cluster(config)
         _prepare_images(config, console)
-        prepared = prepare_run(plan_on_cluster(config), run_uri)
+        planned = _shortlist_and_plan(config, run_uri, console)
+    with interruptible(run_uri):
+        prepared = prepare_run(planned, run_uri)
         _say_what_was_found(prepared, console)
         return _sweep_and_conclude(prepared, console)
 
@@ -59,7 +70,7 @@ def features(config: RunConfig, run_uri: str, console: Console) -> tuple[str, ..
     connect()
     with interruptible(run_uri):
         _prepare_images(config, console)
-        prepared = prepare_run(plan_on_cluster(features_config(config)), run_uri)
+        prepared = prepare_run(plan_on_cluster(features_config(select_on_cluster(config))), run_uri)
         _say_what_was_found(prepared, console)
         with SweepProgress((), (), console) as progress:
             failures = run_activation_pass(prepared, progress.activations_computed)
@@ -70,9 +81,19 @@ def features(config: RunConfig, run_uri: str, console: Console) -> tuple[str, ..
         return written
 
 
+def rank(config: RunConfig, run_uri: str, console: Console) -> Ranking:
+    """Score every backbone on features of a subset of the training images; they stay in the store for the sweep."""
+    connect()
+    with interruptible(run_uri, BEFORE_THE_RUN):
+        _prepare_images(config, console)
+        return _rank(select_on_cluster(config), run_uri, console)[1]
+
+
 @contextmanager
-def interruptible(run_uri: str) -> Iterator[None]:
+def interruptible(run_uri: str, remedy: str = "") -> Iterator[None]:
     """SIGINT and SIGTERM become Interrupted, which says how to go on; entered after Ray has set its own handlers.
+
+    `remedy`: what to do where there is nothing to resume yet.
 
     `ray job stop` sends SIGTERM. In a thread other than the main one there is nothing to install.
     """
@@ -91,10 +112,11 @@ def interruptible(run_uri: str) -> Iterator[None]:
         yield
     except BaseException:
         if stopped:  # raised inside Ray's compiled code it arrives as a SystemError
-            raise Interrupted(
-                f"interrupted by {signal.Signals(stopped[0]).name}; `tlray resume {run_uri}` goes on, "
+            remedy = remedy or (
+                f"`tlray resume {run_uri}` goes on, "
                 "with what each running trial did since its last checkpoint lost at most"
-            ) from None
+            )
+            raise Interrupted(f"interrupted by {signal.Signals(stopped[0]).name}; {remedy}") from None
         raise
     finally:
         for number, handler in before.items():
@@ -106,6 +128,28 @@ def _prepare_images(config: RunConfig, console: Console) -> None:
         console.print(f"prepared: {done} of {total} images", highlight=False)
 
     prepare_on_cluster(config, progress)
+
+
+def _shortlist_and_plan(config: RunConfig, run_uri: str, console: Console) -> PlannedRun:
+    """The plan of all backbones, or of the best where some are to be left out; `strategies: auto` needs a ranking too.
+
+    The run folder holds the chosen ones from its start, so a resume ranks nothing again.
+    """
+    if not wants_shortlist(config) and config.strategies != "auto":
+        return plan_on_cluster(config)
+    config, ranking, manifest = _rank(config, run_uri, console)
+    console.print(ranking_table(ranking))
+    console.print(describe_choice(ranking), highlight=False, markup=False)
+    return plan_on_cluster(shortlisted(config, ranking), manifest, ranking)
+
+
+def _rank(config: RunConfig, run_uri: str, console: Console) -> tuple[RunConfig, Ranking, Manifest]:
+    """Writes ranking.json; what it worked from is a folder of its own, whose name no other run's shards carry."""
+    folder = storage.join(run_uri, f"ranking-{run_uri.rpartition('/')[2]}")
+    with SweepProgress((), (), console) as progress:
+        config, ranking, manifest = rank_on_cluster(config, folder, progress.activations_computed)
+    save_ranking(ranking, run_uri)
+    return config, ranking, manifest
 
 
 def _sweep_and_conclude(run: Run, console: Console) -> "Outcome":
@@ -124,7 +168,7 @@ def _say_what_was_found(run: Run, console: Console) -> None:
         f"{len(run.trials)} trials",
         highlight=False,
     )
-    for note in run.manifest.notes:
+    for note in (*run.manifest.notes, *run.plan.notes):
         console.print(note, highlight=False)
     if run.manifest.num_leaked:
         console.print(

@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,15 @@ def list_trials(config: RunConfig) -> list[TrialConfig]:
     """Every trial of the run: the baseline first, then backbones x strategies x samples x grid values.
 
     Where values are drawn, each backbone starts with what one would do by hand, so that no search is worse than that.
+    Of `strategies: auto`, which the plan replaces by what it advises, the linear probes alone, which are always there.
     """
     trials = [_baseline(config)]
+    strategies = config.strategies if config.strategies != "auto" else (StrategyConfig(strategy="linear_probe"),)
     for backbone in config.chosen_backbones:
-        known = _known(config)
+        known = _known(config, strategies)
         if known is not None:
             trials.append(_trial(config, len(trials), backbone, *known))
-        for strategy in config.strategies:
+        for strategy in strategies:
             for values in _draws(config, backbone, strategy):
                 recipe = _recipe(config.training, {**values, **strategy.training}, where="strategies.training")
                 if (strategy, recipe) != known:
@@ -36,13 +38,13 @@ def list_trials(config: RunConfig) -> list[TrialConfig]:
     return trials
 
 
-def _known(config: RunConfig) -> tuple[StrategyConfig, Recipe] | None:
+def _known(config: RunConfig, strategies: Sequence[StrategyConfig]) -> tuple[StrategyConfig, Recipe] | None:
     """The first strategy that keeps pre-trained weights, with its known recipe; None where none is asked for."""
-    spaces = [config.search_space, *(strategy.search_space for strategy in config.strategies)]
+    spaces = [config.search_space, *(strategy.search_space for strategy in strategies)]
     drawn = any(dimension.grid is None for space in spaces for dimension in space.values())
     if config.known_recipe == "never" or (config.known_recipe == "auto" and not drawn):
         return None
-    strategy = next((s for s in config.strategies if s.strategy != "scratch"), config.strategies[0])
+    strategy = next((s for s in strategies if s.strategy != "scratch"), strategies[0])
     values = {**KNOWN_RECIPES[strategy.strategy], **strategy.training}
     return strategy, _recipe(config.training, values, where="strategies.training")
 

@@ -16,6 +16,11 @@ def test_a_signal_names_itself_and_the_command_that_goes_on(number: signal.Signa
         os.kill(os.getpid(), number)
 
 
+def test_before_there_is_a_run_the_signal_names_another_remedy() -> None:
+    with pytest.raises(Interrupted, match=r"SIGTERM; start it again"), interruptible("run", "start it again"):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_a_library_that_catches_every_exception_does_not_swallow_the_signal() -> None:
     with pytest.raises(Interrupted), interruptible("run"), contextlib.suppress(Exception):
         os.kill(os.getpid(), signal.SIGTERM)

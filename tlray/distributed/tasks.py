@@ -1,4 +1,4 @@
-"""What runs in Ray's worker processes beside trials: planning, chunks of the activation pass, groups of linear probes.
+"""What runs in Ray's worker processes beside trials: plans, chunks of the activation pass, scores, groups of probes.
 
 Neither Ray Tune nor Ray Train is imported here: a sweep of linear probes gets by without them. The driver imports no
 torch, so these processes are the first to do it, and Ray hands the same process one task after the other.
@@ -16,18 +16,52 @@ from tlray import storage
 from tlray.activations.charges import shard_mark
 from tlray.activations.chunks import Chunk
 from tlray.config import DataConfig, RunConfig, TrialConfig
+from tlray.data.manifest import Manifest
 from tlray.data.sources import Entry
 from tlray.prepare import Run, load_run
+from tlray.ranking.result import Ranking
 
 
 @ray.remote
-def plan_task(config: RunConfig, concurrent_trials: int) -> Any:
+def plan_task(
+    config: RunConfig, concurrent_trials: int, manifest: Manifest | None = None, ranking: Ranking | None = None
+) -> Any:
     """The PlannedRun of a configuration."""
     from tlray.budget.estimate import Machines
     from tlray.planning import plan_run
     from tlray.speed.steps import process_seconds
 
-    return plan_run(config, Machines(concurrent_trials=concurrent_trials, process_seconds=process_seconds()))
+    machines = Machines(concurrent_trials=concurrent_trials, process_seconds=process_seconds())
+    return plan_run(config, machines, manifest, ranking)
+
+
+@ray.remote
+def plan_ranking_task(config: RunConfig, concurrent_trials: int) -> Any:
+    """The PlannedRun of a ranking's features, and the Manifest of all images."""
+    from tlray.budget.estimate import Machines
+    from tlray.planning import plan_ranking
+    from tlray.speed.steps import process_seconds
+
+    return plan_ranking(config, Machines(concurrent_trials=concurrent_trials, process_seconds=process_seconds()))
+
+
+@ray.remote
+def select_task(config: RunConfig) -> RunConfig:
+    """The configuration with the backbones that its query finds."""
+    from tlray.catalogue.select import select_backbones
+
+    return select_backbones(config)
+
+
+@ray.remote
+def score_task(run_uri: str, position: int, num_threads: int) -> Any:
+    """The RankedBackbone of one of the configuration's backbones."""
+    import torch
+
+    from tlray.ranking.backbone import rank_backbone
+
+    torch.set_num_threads(num_threads)
+    return rank_backbone(_load_run(run_uri), position)
 
 
 @ray.remote

@@ -8,7 +8,7 @@ not installed, `names` and `facts` know the models of `ROWS` only, and `construc
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from tlray.catalogue import CropMode, Preprocessing
+from tlray.preprocessing import CropMode, Preprocessing
 from tlray.errors import BackboneError
 from tlray.libraries.optional import is_installed, load
 

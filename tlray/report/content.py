@@ -13,6 +13,7 @@ from tlray import storage
 from tlray.config import RunConfig
 from tlray.config_file import parse_config
 from tlray.data.manifest import Manifest, load_manifest
+from tlray.report.ranking import Found, read_found
 from tlray.results import Leaderboard, make_leaderboard
 
 SPLITS = ("train", "val", "test")
@@ -62,6 +63,7 @@ class RunContent:
     leaderboard: Leaderboard
     histories: dict[str, list[dict[str, Any]]]  # trial id -> rows of history.jsonl, of every trial that has begun
     confusion: Confusion | None  # None while there is no champion
+    found: Found | None = None  # what became of the ranking, where there was one
 
     @cached_property
     def unfinished(self) -> tuple[str, ...]:
@@ -99,6 +101,7 @@ def read_run(run_uri: str) -> RunContent:
         manifest=manifest,
         leaderboard=leaderboard,
         histories={trial_id: rows for trial_id in planned if (rows := _read_history(run_uri, trial_id))},
+        found=read_found(run_uri, leaderboard),
         confusion=_read_confusion(run_uri, champion.trial_id, manifest.classes) if champion is not None else None,
     )
 

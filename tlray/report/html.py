@@ -11,8 +11,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tlray import __version__, storage
+from tlray.ranking.scores import NAMES
 from tlray.report import plots
 from tlray.report.content import RunContent, read_run
+from tlray.report.ranking import signed
 from tlray.report.words import count, duration, interval, percent, points, shared_params, varying_params
 from tlray.results import LeaderboardRow, TrialResult
 
@@ -47,7 +49,7 @@ def render(content: RunContent) -> str:
         "value": _value,
         "backbone": _without_library,
     }
-    environment.globals |= {"interval": interval}
+    environment.globals |= {"interval": interval, "score_names": NAMES, "signed": signed}
     board = content.leaderboard
     return environment.get_template(TEMPLATE).render(
         run=content,

@@ -68,10 +68,14 @@ class StackedHeads:
         """Go on with these rows alone (positions, int64)."""
         self.load({name: tensor.detach()[rows] for name, tensor in self.parameters.items()})
 
+    def shared(self, inputs: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
+        """What every head reads, whatever its parameters: the suffix up to the first of them."""
+        with torch.no_grad():
+            return self._shared(*inputs)
+
     def logits(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """What the suffix takes, (B, ...) float32 each -> (B, T, C)."""
-        with torch.no_grad():
-            values = self._shared(*inputs)
+        values = self.shared(inputs)
         if not self.linear:
             # a layout of channels last is lost on mapped values, for which pooling would fall back to a slow loop
             values = tuple(value.contiguous() if isinstance(value, torch.Tensor) else value for value in values)

@@ -1,0 +1,15 @@
+"""The backbones scored before a sweep, as a Ray job; the first and the last line of its log name the run folder.
+
+ray job submit --working-dir . -- python jobs/rank.py --config configs/demo.yaml
+"""
+
+import argparse
+
+from tlray.cli import main
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="YAML file, in the working directory or s3://")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of the configuration")
+    options = parser.parse_args()
+    main(["rank", options.config, *options.overrides])

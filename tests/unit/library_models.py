@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.unit.families import images_for, randomise_norms
-from tlray.backbone import Backbone, _find_head
+from tlray.backbone import Backbone, find_head
 from tlray.blocks import trace_model
 from tlray.split import find_cut, frozen_prefix, trainable_suffix
 
@@ -28,7 +28,7 @@ def untrained(library: ModuleType, name: str, size: int | None = None, num_class
         model = library.construct(name, None, "none", preprocessing.input_size[0], {}, num_classes).eval()
     randomise_norms(model)
     keep_values_alive(model)
-    head = _find_head(model, name)
+    head = find_head(model, name)
     trace = trace_model(model, head)
     backbone_id = f"{library.LIBRARY}/{name}"
     return Backbone(backbone_id, model, head, trace.blocks, None, preprocessing, "none", trace)

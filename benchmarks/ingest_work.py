@@ -90,7 +90,7 @@ class Inputs:
 
 
 class Reference:
-    """Pillow's bilinear resize of all images. A program may shuffle: an image is compared with the one it looks like."""
+    """Pillow's bilinear resize of all images. Programs may shuffle: an image is compared with the one it looks like."""
 
     def __init__(self, paths: list[Path]) -> None:
         self._paths = paths

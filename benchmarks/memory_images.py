@@ -5,8 +5,8 @@
 Small images of noise in a local folder are copied into prepared shards, and a small backbone trains on all of them at
 64 pixels for an epoch, all blocks free, so that nothing is kept of them but what the loader keeps. Peaks are the
 kernel's (VmHWM) of the processes by what they ran: `driver` is the process that plans and sweeps, `prepare` what plans
-and copies images into shards, `trial` what trains. The last line is one JSON object: driver_memory_ratio and the others, large
-over small.
+and copies images into shards, `trial` what trains. The last line is one JSON object: driver_memory_ratio and the
+others, large over small.
 """
 
 import argparse

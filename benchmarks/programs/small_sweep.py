@@ -6,6 +6,7 @@ python -m benchmarks.programs.small_sweep IMAGES STORAGE
 import dataclasses
 import io
 import sys
+from typing import Any
 
 from rich.console import Console
 
@@ -17,15 +18,16 @@ from tlray.prepare import new_run_uri, prepare_run
 from tlray.progress import SweepProgress
 from tlray.results import load_results
 
+BACKBONE = {"id": "timm/test_resnet", "weights": "none", "input_size": 64}
+
 
 def main(images: str, storage: str) -> None:
-    connect()
-    config = RunConfig.model_validate(
+    run_trials(
         {
             "name": "memory",
             "storage": storage,
             "data": {"train": images},
-            "backbones": [{"id": "timm/test_resnet", "weights": "none", "input_size": 64}],
+            "backbones": [BACKBONE],
             "strategies": [
                 {"strategy": "linear_probe", "search_space": {"lr": {"grid": [0.001, 0.01]}}},
                 {"strategy": "partial", "trainable_blocks": 2},
@@ -35,13 +37,19 @@ def main(images: str, storage: str) -> None:
             "sweep": {"scheduler": "fifo"},
         }
     )
+
+
+def run_trials(fields: dict[str, Any]) -> None:
+    """The whole of a run but its report and export, without the baseline; none of the trials may fail."""
+    connect()
+    config = RunConfig.model_validate(fields)
     planned = plan_on_cluster(config)
     trials = tuple(trial for trial in planned.trials if not trial.is_baseline)
     run = prepare_run(dataclasses.replace(planned, trials=trials), new_run_uri(config))
     run = dataclasses.replace(run, trials=trials)
     with SweepProgress(trials, (), Console(file=io.StringIO())) as progress:
         run_sweep(run, progress)
-    assert [row.error for row in load_results(run.uri)] == [None] * 3, load_results(run.uri)
+    assert [row.error for row in load_results(run.uri)] == [None] * len(trials), load_results(run.uri)
 
 
 if __name__ == "__main__":

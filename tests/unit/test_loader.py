@@ -155,6 +155,16 @@ def test_evaluation_images_are_decoded_and_transformed_as_pillow_and_the_transfo
         assert torch.equal(images[row], eval_transform(torch.from_numpy(pixels).permute(2, 0, 1), SMALL))
 
 
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_a_batch_that_threads_fill_in_parts_has_each_image_in_its_place(num_threads: int, manifest: Manifest) -> None:
+    images = manifest.split("train")
+    for batch in streams_of(manifest, batch_size=len(images), augmentation="none", num_threads=num_threads).train(0):
+        for row, label, pixels in zip(batch.rows, batch.labels, batch.inputs[0], strict=True):
+            whole = np.array(Image.open(images[int(row)].uri).convert("RGB"))
+            assert torch.equal(pixels, eval_transform(torch.from_numpy(whole).permute(2, 0, 1), SMALL))
+            assert label == images[int(row)].label
+
+
 @pytest.mark.parametrize("augmentation", ["light", "standard"])
 def test_augmentation_depends_on_seed_epoch_and_content_not_on_threads_workers_or_cache(
     augmentation: str, manifest: Manifest

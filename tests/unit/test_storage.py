@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -210,6 +211,23 @@ def test_a_file_that_vanishes_while_its_folder_is_listed_is_not_listed(tmp_path:
     first = next(listing)
     (tmp_path / "b").unlink()
     assert [file.uri for file in (first, *listing)] == [str(tmp_path / name) for name in "ac"]
+
+
+@pytest.mark.parametrize("said", [0, 2, 5, 9])
+def test_a_local_file_is_read_to_its_end_whatever_size_it_said_it_had(
+    said: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that grows meanwhile, or one of /proc, which says 0."""
+    (tmp_path / "file").write_bytes(b"12345")
+    values = list(os.stat(tmp_path / "file"))
+    values[stat.ST_SIZE] = said
+    monkeypatch.setattr(os, "fstat", lambda file: os.stat_result(values))
+    assert storage.read_bytes(str(tmp_path / "file")) == b"12345"
+
+
+def test_an_empty_local_file_is_read_as_no_bytes(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert storage.read_bytes(str(tmp_path / "file")) == b""
 
 
 def test_a_local_file_is_read_in_ranges(tmp_path: Path) -> None:

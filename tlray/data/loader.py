@@ -8,7 +8,9 @@ What an epoch holds, and how each image is augmented, depends on (seed, epoch) a
 number of threads or workers, nor on what is cached.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Protocol
@@ -30,6 +32,7 @@ from tlray.data.transforms import eval_transform, needed_size, train_transform
 
 ROWS_AT_ONCE = 1024  # of images on their way to the disk, whose names are in memory
 BATCHES_AHEAD = 2  # made ready while the model works
+IMAGES_AT_ONCE = 8  # that a thread loads before it hands over
 MIB = 2**20
 GB = 10**9
 
@@ -185,11 +188,9 @@ def load_rows(
         seed=seed,
         epoch=epoch,
     )
-    pixels = _empty(len(rows), preprocessing.input_size)
-    chosen = images.at(rows)
-    for index, image in enumerate(ordered_map(load, chosen, num_threads=num_threads, ahead=len(chosen))):
-        pixels[index] = image
-    return pixels
+    batches = _batches(load, images, [rows], [len(rows)], input_size=preprocessing.input_size, num_threads=num_threads)
+    with closing(batches):
+        return next(batches).inputs[0]
 
 
 def _batches(
@@ -200,21 +201,55 @@ def _batches(
     *,
     input_size: tuple[int, int],
     num_threads: int,
-) -> Iterator[Batch]:
-    """One batch for each step, which is a list of rows of `images`."""
-    ahead = max(2 * num_threads, BATCHES_AHEAD * max((len(rows) for rows in steps), default=1))
-    wanted = (image for rows in steps for image in images.at(rows))
+) -> Generator[Batch, None, None]:
+    """One batch for each step, which is a list of rows of `images`.
+
+    Threads take a few images at a time and write them into the batch themselves. Handed over one by one and copied
+    here, 500x375 photos cost twice their decoding: torch copies an image with all of its threads, and each of them
+    then spins for a while.
+    """
+    largest = max((len(rows) for rows in steps), default=1)
+    size = max(1, min(IMAGES_AT_ONCE, largest // (2 * num_threads)))
+    parts = (part for rows in steps for part in _parts(images.at(rows), input_size, size))
+    ahead = max(2 * num_threads, BATCHES_AHEAD * math.ceil(largest / size))
     all_labels = images.labels
-    loaded = ordered_map(load, wanted, num_threads=num_threads, ahead=ahead)
+    loaded = ordered_map(partial(_load_part, load), parts, num_threads=num_threads, ahead=ahead)
     try:
         for rows, count in zip(steps, num_global, strict=True):
-            pixels = _empty(len(rows), input_size)
-            for index in range(len(rows)):
-                pixels[index] = next(loaded)
+            for _ in range(max(1, math.ceil(len(rows) / size))):
+                pixels = next(loaded)
             labels = torch.as_tensor(all_labels[rows], dtype=torch.int64)
             yield Batch((pixels,), labels, torch.as_tensor(rows, dtype=torch.int64), count)
     finally:
         loaded.close()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some images that follow each other in a batch."""
+
+    images: Sequence[Image]
+    batch: torch.Tensor  # (B, 3, H, W) uint8, channels last
+    first: int  # the place of the first in it
+
+
+def _parts(images: Sequence[Image], input_size: tuple[int, int], size: int) -> Iterator[_Part]:
+    """A batch in parts of up to `size` images; one part of none where it has none.
+
+    Channels last, as decoded pixels are: copying them is six times faster so.
+    """
+    shape = (len(images), 3, *input_size)
+    batch = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
+    for first in range(0, max(1, len(images)), size):
+        yield _Part(images[first : first + size], batch, first)
+
+
+def _load_part(load: Callable[[Image], torch.Tensor], part: _Part) -> torch.Tensor:
+    """-> the batch, with this part of it filled"""
+    pixels = part.batch.permute(0, 2, 3, 1).numpy()  # numpy copies in the thread that asks
+    for place, image in enumerate(part.images, part.first):
+        pixels[place] = load(image).permute(1, 2, 0).numpy()
+    return part.batch
 
 
 class _KeptImages:
@@ -254,12 +289,6 @@ class _KeptImages:
             yield Batch((pixels,), labels, torch.as_tensor(rows, dtype=torch.int64), count)
 
 
-def _empty(num_images: int, input_size: tuple[int, int]) -> torch.Tensor:
-    """Channels last, as decoded pixels are: copying them is six times faster so."""
-    shape = (num_images, 3, *input_size)
-    return torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
-
-
 def _load(
     image: Image,
     *,
@@ -289,8 +318,9 @@ def _load(
         decoded = _decoded(read(image), size)
     ready = eval_transform(decoded, preprocessing)
     if ready.nbytes < decoded.nbytes:  # the smaller of the two is kept
-        alone = ready.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # a crop would hold on to the whole
-        cache.put((image.content_id, preprocessing), alone)
+        if ready.nbytes <= cache.max_bytes:
+            # a crop would hold on to the whole
+            cache.put((image.content_id, preprocessing), ready.permute(1, 2, 0).contiguous().permute(2, 0, 1))
     elif not was_cached:
         cache.put(whole, decoded)
     return ready

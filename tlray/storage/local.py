@@ -13,6 +13,7 @@ from tlray.errors import StorageError
 from tlray.storage.types import ChangedError, FileInfo, NotFoundError, ends_too_early
 
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+READ_BYTES = 2**24
 
 
 def list_files(path: str) -> Iterator[FileInfo]:
@@ -24,24 +25,36 @@ def list_files(path: str) -> Iterator[FileInfo]:
 
 
 def read_bytes(path: str, version: str | None = None) -> bytes:
+    """In as few calls as there can be: a file object takes 0.05 ms of CPU more where other threads want the GIL."""
     with _one_line_errors(path):
-        if version is None:
-            return Path(path).read_bytes()
-        with open(path, "rb") as file:
-            _check_version(path, file, version)
-            data = file.read()
-            _check_version(path, file, version)  # it may have been written to meanwhile
+        file = os.open(path, os.O_RDONLY)
+        try:
+            before = os.fstat(file)
+            _check_version(path, before, version)
+            data = _read_to_end(file, before.st_size)
+            if version is not None:
+                _check_version(path, os.fstat(file), version)  # it may have been written to meanwhile
             return data
+        finally:
+            os.close(file)
+
+
+def _read_to_end(file: int, expected: int) -> bytes:
+    data = os.read(file, expected + 1)
+    if len(data) == expected:  # the end, as one byte more was asked for
+        return data
+    chunks = [data]
+    while chunk := os.read(file, READ_BYTES):  # it has grown, or is larger than one call reads
+        chunks.append(chunk)
+    return b"".join(chunks)
 
 
 def read_range(path: str, offset: int, size: int, version: str | None = None) -> bytes:
     with _one_line_errors(path), open(path, "rb") as file:
-        if version is not None:
-            _check_version(path, file, version)
+        _check_version(path, os.fstat(file.fileno()), version)
         file.seek(offset)
         data = file.read(size)
-        if version is not None:
-            _check_version(path, file, version)
+        _check_version(path, os.fstat(file.fileno()), version)
         if len(data) != size:
             raise ends_too_early(path, os.fstat(file.fileno()).st_size, offset, size)
         return data
@@ -152,9 +165,8 @@ def _version(status: os.stat_result) -> str:
     return f"{status.st_mtime_ns}-{status.st_size}"
 
 
-def _check_version(path: str, file: BinaryIO, version: str) -> None:
-    found = _version(os.fstat(file.fileno()))
-    if found != version:
+def _check_version(path: str, stat: os.stat_result, version: str | None) -> None:
+    if version is not None and (found := _version(stat)) != version:
         raise ChangedError.of(path, version, found)
 
 

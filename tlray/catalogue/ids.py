@@ -3,7 +3,8 @@
     resolve_id("resnet10t")            -> "timm/resnet10t"
     split_id("timm/resnet50.a1_in1k")  -> ModelId("timm", "resnet50", "a1_in1k")
 
-An id is `library/name` or `library/name.tag`; without a tag it means the library's default weights.
+An id is `library/name` or `library/name.tag`; without a tag it means the library's default weights. A bare name is looked
+up in the libraries that are always there, and in those of extras where none of them has it.
 """
 
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ def resolve_id(name: str) -> str:
         homes = [home] if architecture in library(home).names() else []
     else:
         homes = [one for one, names in architectures().items() if architecture in names]
+        homes = [one for one in homes if extra_of(one) is None] or homes  # an extra changes what no name means
     if not homes:
         near = ", ".join(_near_misses(architecture))
         raise BackboneError(

@@ -25,7 +25,7 @@ def list_files(path: str) -> Iterator[FileInfo]:
 
 
 def read_bytes(path: str, version: str | None = None) -> bytes:
-    """In as few calls as there can be: a file object takes 0.05 ms of CPU more where other threads want the GIL."""
+    """In as few calls as there can be: other threads want the GIL between them."""
     with _one_line_errors(path):
         file = os.open(path, os.O_RDONLY)
         try:

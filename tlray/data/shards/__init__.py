@@ -6,7 +6,7 @@
     index = store.index()                                   # pa.Table, a row for each image
     data = store.read(shard, row)                           # memoryview of the encoded image, not a copy
 
-A shard is an Arrow IPC file of about 64 MB named after its checksum; its entry in the index, a Parquet file with the
+A shard is an Arrow IPC file of about 32 MB named after its checksum; its entry in the index, a Parquet file with the
 same columns but the images, is written last and makes it visible. What a killed writer leaves is named by no entry.
 """
 

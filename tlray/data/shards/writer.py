@@ -4,8 +4,8 @@
         writer.add(row, data)                               # from any number of threads
     writer.names                                            # of the shards that were written
 
-A shard is written by a thread while the next one fills, so that memory holds four times the bytes of a shard at most.
-What an error or a signal interrupts loses the shard that was being filled, and none of those before it.
+A shard is written by a thread while the next one fills. With buffers that grow by doubling, memory holds up to seven
+times the bytes of a shard. What an error or a signal interrupts loses the shard that was being filled, and none of those before it.
 """
 
 import threading
@@ -20,7 +20,7 @@ from tlray.data.shards.shard import DATA_SUFFIX, ENTRY_SUFFIX, ShardBuilder
 from tlray.data.shards.smaller import bounded
 from tlray.stores.folder import ShardFolder
 
-SHARD_BYTES = 64 * 10**6  # of images
+SHARD_BYTES = 32 * 10**6  # of images
 SHARD_ROWS = 100_000  # for images of no bytes, which are those that cannot be used
 AHEAD_PER_THREAD = 4  # images that are being made smaller, or wait to be
 

@@ -5,7 +5,8 @@
     writer.names                                            # of the shards that were written
 
 A shard is written by a thread while the next one fills. With buffers that grow by doubling, memory holds up to seven
-times the bytes of a shard. What an error or a signal interrupts loses the shard that was being filled, and none of those before it.
+times the bytes of a shard. What an error or a signal interrupts loses the shard that was being filled, and none of
+those before it.
 """
 
 import threading

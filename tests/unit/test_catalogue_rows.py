@@ -51,8 +51,9 @@ def test_rows_whose_weights_nobody_published_say_so() -> None:
 def test_a_row_is_found_with_its_facts_and_its_preprocessing(id_: str) -> None:
     assert resolve_id(id_) == id_
     facts = facts_of(id_)
-    for field in ("num_params", "gflops", "size_mb", "input_size", "feature_width", "num_blocks", "family"):
+    for field in ("num_params", "gflops", "input_size", "feature_width", "num_blocks", "family"):
         assert getattr(facts, field), field
+    assert facts.size_mb or facts.num_classes is None, "only what has no classifier of its own has no size"
     assert facts.usable
     if id_ not in NO_ACCURACY and facts.library in ("torchvision", "timm"):
         assert 50 < facts.top1 < facts.top5 < 100  # type: ignore[operator]

@@ -3,8 +3,8 @@
     resolve_id("resnet10t")            -> "timm/resnet10t"
     split_id("timm/resnet50.a1_in1k")  -> ModelId("timm", "resnet50", "a1_in1k")
 
-An id is `library/name` or `library/name.tag`; without a tag it means the library's default weights. A bare name is looked
-up in the libraries that are always there, and in those of extras where none of them has it.
+An id is `library/name` or `library/name.tag`; without a tag it means the library's default weights. A bare name is
+looked up in the libraries that are always there, and in those of extras where none of them has it.
 """
 
 from dataclasses import dataclass

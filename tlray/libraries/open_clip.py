@@ -8,9 +8,9 @@ not installed, `names` and `facts` know the models of `ROWS` only, and `construc
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from tlray.preprocessing import CropMode, Preprocessing
 from tlray.errors import BackboneError
 from tlray.libraries.optional import is_installed, load
+from tlray.preprocessing import CropMode, Preprocessing
 
 if TYPE_CHECKING:
     from torch import nn

@@ -188,7 +188,7 @@ def _tiff() -> Iterator[Hostile]:
 
 
 def _jpeg() -> Iterator[Hostile]:
-    for name, options in {
+    kinds: dict[str, dict[str, Any]] = {
         "baseline": {},
         "progressive": {"progressive": True},
         "4:4:4": {"subsampling": "4:4:4"},
@@ -198,7 +198,8 @@ def _jpeg() -> Iterator[Hostile]:
         "restart-markers": {"restart_marker_blocks": 3},
         "quality-1": {"quality": 1},
         "quality-100": {"quality": 100, "subsampling": 0},
-    }.items():
+    }
+    for name, options in kinds.items():
         data = encoded(RGB, "JPEG", **options)
         yield Hostile(f"jpeg-{name}", data, by_pillow(data))
     data = encoded(GRAY, "JPEG")
@@ -362,7 +363,7 @@ def _no_images() -> Iterator[Hostile]:
 
 def _truncated(whole: list[Hostile]) -> Iterator[Hostile]:
     """The first part of a file of each kind: an image that is not all there is no image."""
-    kinds = (
+    kinds: tuple[str, ...] = (
         "png",
         "png-interlaced",
         "webp-lossy",

@@ -5,6 +5,8 @@ torch, so these processes are the first to do it, and Ray hands the same process
 """
 
 import queue
+import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -27,22 +29,19 @@ def plan_task(
     config: RunConfig, concurrent_trials: int, manifest: Manifest | None = None, ranking: Ranking | None = None
 ) -> Any:
     """The PlannedRun of a configuration."""
-    from tlray.budget.estimate import Machines
+    machines = _machines(concurrent_trials)
     from tlray.planning import plan_run
-    from tlray.speed.steps import process_seconds
 
-    machines = Machines(concurrent_trials=concurrent_trials, process_seconds=process_seconds())
     return plan_run(config, machines, manifest, ranking)
 
 
 @ray.remote
 def plan_ranking_task(config: RunConfig, concurrent_trials: int) -> Any:
     """The PlannedRun of a ranking's features, and the Manifest of all images."""
-    from tlray.budget.estimate import Machines
+    machines = _machines(concurrent_trials)
     from tlray.planning import plan_ranking
-    from tlray.speed.steps import process_seconds
 
-    return plan_ranking(config, Machines(concurrent_trials=concurrent_trials, process_seconds=process_seconds()))
+    return plan_ranking(config, machines)
 
 
 @ray.remote
@@ -163,3 +162,14 @@ def load_trial(run_uri: str, trial_id: str) -> TrialConfig:
 @lru_cache(maxsize=1)
 def _load_run(run_uri: str) -> Run:
     return load_run(run_uri)
+
+
+def _machines(concurrent_trials: int) -> Any:
+    """The Machines of a run. What importing takes this process, it will take those of the trials."""
+    from tlray.budget.estimate import Machines
+
+    is_fresh, started = "torch" not in sys.modules, time.perf_counter()
+    from tlray.speed.steps import USUAL_PROCESS
+
+    seconds = time.perf_counter() - started if is_fresh else USUAL_PROCESS
+    return Machines(concurrent_trials=concurrent_trials, process_seconds=seconds)

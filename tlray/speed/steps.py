@@ -8,8 +8,6 @@ measured once is remembered in ~/.cache/tlray, so that planning again costs noth
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -34,9 +32,11 @@ from tlray.training.optim import make_optimizer, set_rate
 from tlray.training.step import eval_step, train_step
 from tlray.training.worker import Worker, local_worker
 
-LARGEST_BATCH = 16  # images; larger ones cost about as much an image
-NUM_READ = 16  # images
+LARGEST_BATCH = 8  # images; larger ones cost about as much an image
+NUM_READ = 8  # images
 NUM_STEPS = 3  # of which the fastest counts: other work on the machine only ever adds
+LONG_STEP = 0.3  # seconds; one of a step that takes longer is enough
+USUAL_PROCESS = 10.0  # seconds, where torch was there before anybody looked at the clock
 
 
 def measure_steps(
@@ -79,19 +79,7 @@ def this_machine(config: RunConfig) -> Machines:
         concurrent = min(concurrent, int(gpus // (sweep.workers_per_trial * (sweep.gpus_per_worker or 1))))
     if sweep.max_concurrent_trials is not None:
         concurrent = min(concurrent, sweep.max_concurrent_trials)
-    return Machines(concurrent_trials=max(1, concurrent), process_seconds=process_seconds())
-
-
-def process_seconds() -> float:
-    """What a new process takes until it can train: tried once, in one that imports what a trial imports."""
-    key = json.dumps({"process": sys.version, "torch": torch.__version__})
-    known = _remembered()
-    if key not in known:
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "import tlray.training.trial"], check=True)
-        known[key] = {"seconds": time.perf_counter() - started}
-        _remember(key, known[key])
-    return known[key]["seconds"]
+    return Machines(concurrent_trials=max(1, concurrent), process_seconds=USUAL_PROCESS)
 
 
 def cache_file() -> Path:
@@ -128,16 +116,17 @@ def _measure(
 
 
 def _fastest(step: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of some calls, after one that is not counted."""
+    """Seconds of the fastest of some calls, after one that is not counted; of a long step one is counted."""
+    warm = _seconds_of(step, device)
+    return min(_seconds_of(step, device) for _ in range(1 if warm > LONG_STEP else NUM_STEPS))
+
+
+def _seconds_of(step: Callable[[], object], device: torch.device) -> float:
+    _wait(device)
+    started = time.perf_counter()
     step()
-    seconds = []
-    for _ in range(NUM_STEPS):
-        _wait(device)
-        started = time.perf_counter()
-        step()
-        _wait(device)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    _wait(device)
+    return time.perf_counter() - started
 
 
 def _wait(device: torch.device) -> None:

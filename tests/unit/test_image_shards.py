@@ -153,7 +153,7 @@ def test_a_small_cache_keeps_few_shards_open(tmp_path: Path) -> None:
     def max_maps(cache_max_bytes: int | None) -> int:
         return ImageShards(str(tmp_path), "", cache_max_bytes)._maps.max_maps
 
-    assert (max_maps(None), max_maps(10**13), max_maps(10**10), max_maps(10**6)) == (256, 256, 19, 1)
+    assert (max_maps(None), max_maps(10**13), max_maps(10**10), max_maps(10**6)) == (256, 256, 39, 1)
 
 
 def test_threads_may_share_a_store(store: ImageShards, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "predict": {"storage", "catalogue", "backbone", "data", "training", "export", "results"},
     "conclude": {"storage", "data", "training", "results", "export", "report", "prepare"},
     # what a person starts
+    "dry_run": {"activations", "budget", "plan", "prepare", "results"},
     "run": {
         "config",
         "storage",

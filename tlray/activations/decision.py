@@ -261,7 +261,7 @@ def _measure_prefix(backbone: Backbone, cut: Cut, images: list[torch.Tensor], co
     passes: list[float] = []
     with torch.inference_mode(), autocast:
         prefix(batch[:NUM_WARM])
-        # The first of a batch's shape prepares its kernels, and any may wait for others' work: that shows in short ones.
+        # The first of a batch's shape prepares its kernels, and any may wait for others' work: short ones show that.
         while sum(passes) < LONG_PASS and len(passes) < NUM_PASSES:
             _wait(device)
             started = time.perf_counter()

@@ -37,7 +37,8 @@ import yaml
 
 from benchmarks.choice_rivals import Curve, asha, random_search
 from benchmarks.machine import describe, shared_folder
-from tlray.budget.estimate import start_seconds
+from tlray.budget.estimate import reserved_seconds, start_seconds
+from tlray.config import ExportConfig
 from tlray.plan import Plan, load_plan
 from tlray.ranking.result import load_ranking
 from tlray.results import LeaderboardRow, load_leaderboard
@@ -199,8 +200,8 @@ def frozen_seconds(plan: Plan, trial_ids: set[str]) -> float:
 def unavoidable_seconds(plan: Plan) -> float:
     """By the clock, what a run takes however little it trains: starting processes, exports and the report."""
     assert plan.estimate is not None
-    conclusion = next(stage.seconds for stage in plan.estimate.stages if stage.name == "exports and report")
-    return conclusion + start_seconds(plan.estimate.machines)
+    machines = plan.estimate.machines
+    return reserved_seconds(ExportConfig(), machines) + start_seconds(machines)
 
 
 def accuracy(row: LeaderboardRow) -> float:

@@ -34,8 +34,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "images": {
         "backbones": [{**MOBILENET, "input_size": 160}],
         "strategies": ["full"],
-        "search_space": {"lr": {"grid": [0.0003, 0.001, 0.003]}},
-        "training": {"epochs": 8},
+        "search_space": {"lr": {"grid": [0.0001, 0.0003, 0.001, 0.003]}},
+        "training": {"epochs": 16},
     },
     "gradual": {
         "backbones": [{**SQUEEZENET, "input_size": 128}],

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from tlray.activations.planned import ActivationSource
-from tlray.budget.estimate import Machines, TrialCost, conclusion_seconds, sweep_seconds
+from tlray.budget.estimate import Machines, TrialCost, reserved_seconds, sweep_seconds
 from tlray.config import BackboneConfig, RunConfig, TrialConfig
 
 
@@ -75,7 +75,7 @@ def beyond_budget(
 ) -> tuple[str, ...]:
     """The trials that the budget has no room for, as far as that can be said before any has run."""
     kept, too_many = limit_trials(trials, config.budget.trials)
-    left = limit_seconds(config) - conclusion_seconds(config.export)
+    left = limit_seconds(config) - reserved_seconds(config.export, machines)
     by_id = {cost.trial_id: cost for cost in costs}
 
     def seconds_of(some: Sequence[TrialConfig]) -> float:

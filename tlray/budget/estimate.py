@@ -121,6 +121,11 @@ def conclusion_seconds(export: ExportConfig) -> float:
     return REPORT_SECONDS + EXPORT_SECONDS * export.top_k
 
 
+def reserved_seconds(export: ExportConfig, machines: Machines) -> float:
+    """What of a budget is kept for after the last epoch: scoring what is stopped, in a new process, and the end."""
+    return machines.process_seconds + conclusion_seconds(export)
+
+
 def _read_by(costs: Sequence[TrialCost], sources: Sequence[ActivationSource]) -> list[ActivationSource]:
     ids = {cost.trial_id for cost in costs}
     return [source for source in sources if source.materialise and not ids.isdisjoint(source.trials)]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from tlray.budget.choice import backbone_key, choose, limit_seconds, limit_trials
 from tlray.budget.clock import Budget
-from tlray.budget.estimate import conclusion_seconds, sweep_seconds
+from tlray.budget.estimate import conclusion_seconds, reserved_seconds, sweep_seconds
 from tlray.config import TrialConfig
 from tlray.prepare import Run
 from tlray.results import load_results
@@ -16,7 +16,9 @@ from tlray.results import load_results
 
 def open_budget(run: Run) -> Budget:
     """The run's clock, which starts now, or goes on."""
-    return Budget(run.uri, limit_seconds(run.config), conclusion_seconds(run.config.export))
+    estimate, export = run.plan.estimate, run.config.export
+    reserve = conclusion_seconds(export) if estimate is None else reserved_seconds(export, estimate.machines)
+    return Budget(run.uri, limit_seconds(run.config), reserve)
 
 
 def within_budget(

@@ -53,6 +53,29 @@ def test_the_first_trial_of_every_backbone_comes_before_any_second_one_and_bette
     assert ids(ordered) == ["c0", "a0", "b0", "c1", "a1", "a2"]
 
 
+def test_after_a_backbones_first_trial_its_strategies_take_turns_from_the_middle_of_their_rates() -> None:
+    def trial(strategy: str, lr: float) -> TrialConfig:
+        return TrialConfig(
+            trial_id=f"{strategy} {lr:g}",
+            backbone=BackboneConfig(id="a"),
+            strategy=StrategyConfig(strategy=strategy),
+            recipe=Recipe(lr=lr),
+            seed=0,
+        )
+
+    trials = [trial(strategy, lr) for strategy in ("linear_probe", "full") for lr in (0.0001, 0.0004, 0.001, 0.01, 0.1)]
+    assert ids(by_worth(trials, {}))[:7] == [
+        "linear_probe 0.0001",
+        "linear_probe 0.001",
+        "full 0.001",
+        "linear_probe 0.0004",
+        "full 0.0004",
+        "full 0.0001",
+        "linear_probe 0.01",
+    ]
+    assert sorted(ids(by_worth(trials, {}))) == sorted(ids(trials))
+
+
 def test_while_all_do_not_fit_the_worse_half_of_the_backbones_goes() -> None:
     scores = {key("a"): 0.1, key("b"): 0.9, key("c"): 0.8, key("d"): 0.2}
     trials = trials_of(a=2, b=2, c=2, d=2)

@@ -4,6 +4,8 @@ kept, dropped = choose(trials, seconds_of, left, scores)       # successive halv
 """
 
 import math
+import statistics
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 from tlray.activations.planned import ActivationSource
@@ -86,13 +88,39 @@ def beyond_budget(
 
 
 def by_worth(trials: Sequence[TrialConfig], scores: Mapping[str, float]) -> list[TrialConfig]:
-    """Trials but the baseline: the first of every backbone, then the second of every one, better backbones first."""
-    queues: dict[str, list[TrialConfig]] = {key: [] for key in by_score(trials, scores)}
+    """Trials but the baseline: the first of every backbone, then the second of every one, better backbones first.
+
+    A backbone's first trial, which may be the known recipe, stays its first. Then its strategies take turns, each from
+    the middle of its rates outwards: a few trials then say most about what the backbone can do.
+    """
+    of_backbone: dict[str, list[TrialConfig]] = {key: [] for key in by_score(trials, scores)}
     for trial in trials:
         if not trial.is_baseline:
-            queues[backbone_key(trial.backbone)].append(trial)
-    longest = max((len(queue) for queue in queues.values()), default=0)
-    return [queue[place] for place in range(longest) for queue in queues.values() if place < len(queue)]
+            of_backbone[backbone_key(trial.backbone)].append(trial)
+    return _in_turn([_telling_first(some) for some in of_backbone.values()])
+
+
+def _telling_first(trials: Sequence[TrialConfig]) -> list[TrialConfig]:
+    """One backbone's trials in the order of `by_worth`."""
+    of_strategy: dict[str, list[TrialConfig]] = defaultdict(list)
+    for trial in trials:
+        of_strategy[trial.strategy.model_dump_json()].append(trial)
+    middle = {key: statistics.median(_log_rate(trial) for trial in some) for key, some in of_strategy.items()}
+    for key, some in of_strategy.items():
+        some.sort(key=lambda trial, key=key: abs(_log_rate(trial) - middle[key]))  # type: ignore[misc]
+    order = _in_turn(list(of_strategy.values()))
+    order.remove(trials[0])
+    return [trials[0], *order]
+
+
+def _log_rate(trial: TrialConfig) -> float:
+    return math.log(trial.recipe.lr)
+
+
+def _in_turn(queues: Sequence[Sequence[TrialConfig]]) -> list[TrialConfig]:
+    """The first of every queue, then the second of every one."""
+    longest = max(map(len, queues), default=0)
+    return [queue[place] for place in range(longest) for queue in queues if place < len(queue)]
 
 
 def by_score(trials: Sequence[TrialConfig], scores: Mapping[str, float]) -> list[str]:

@@ -1,11 +1,12 @@
 """Writes tests/data/crd_schemas.json.gz: the custom resources that deploy/kubernetes uses, as strict JSON schemas.
 
-    git -C KUBERAY show v1.7.0:helm-chart/kuberay-operator/crds/ray.io_rayclusters.yaml > rayclusters.yaml     (and rayjobs)
+    git -C KUBERAY show v1.7.0:helm-chart/kuberay-operator/crds/ray.io_rayclusters.yaml > rayclusters.yaml
+    git -C KUBERAY show v1.7.0:helm-chart/kuberay-operator/crds/ray.io_rayjobs.yaml > rayjobs.yaml
     git -C KARPENTER show v1.14.1:pkg/apis/crds/karpenter.sh_nodepools.yaml > nodepools.yaml
     python -m scripts.make_crd_schemas rayclusters.yaml rayjobs.yaml nodepools.yaml
 
-The API server drops fields that a schema does not know; here they are errors. Descriptions are left out, and subtrees that
-occur more than once (every pod template) are kept once. Sources: KubeRay and Karpenter, both Apache-2.0.
+The API server drops fields that a schema does not know; here they are errors. Descriptions are left out, and what occurs
+more than once (every pod template) is kept once. Sources: KubeRay and Karpenter, both Apache-2.0.
 """
 
 import gzip

@@ -15,29 +15,31 @@ local_disk() {
         echo "$TLRAY_LOCAL_DISK"
         return
     fi
-    # Amazon's deep-learning images mount it themselves, as a service that may still be at work.
-    if systemctl list-unit-files dlami-nvme.service >/dev/null 2>&1; then
-        for _ in $(seq 30); do
-            mountpoint -q /opt/dlami/nvme && break
-            systemctl is-failed -q dlami-nvme.service && break
+    local disk
+    disk=$(lsblk --nodeps --noheadings --paths --output NAME,MODEL | awk '/Instance Storage/ {print $1; exit}')
+    if [ -z "$disk" ]; then
+        return
+    fi
+    # Amazon's deep-learning images mount theirs, all of a node as one, by a service that may still be at work.
+    if systemctl cat dlami-nvme.service >/dev/null 2>&1; then
+        for _ in $(seq 60); do
+            if mountpoint -q /opt/dlami/nvme || systemctl is-failed -q dlami-nvme.service; then
+                break
+            fi
             sleep 1
         done
     fi
+    local mounted
     for mounted in /opt/dlami/nvme /mnt/nvme; do
         if mountpoint -q "$mounted"; then
             echo "$mounted"
             return
         fi
     done
-    local disk
-    # one disk: what has several, joins them with the service above
-    disk=$(lsblk --nodeps --noheadings --paths --output NAME,MODEL | awk '/Instance Storage/ {print $1; exit}')
-    if [ -n "$disk" ]; then
-        sudo mkfs.ext4 -q -E nodiscard "$disk" >&2
-        sudo mkdir -p /mnt/nvme
-        sudo mount -o noatime "$disk" /mnt/nvme
-        echo /mnt/nvme
-    fi
+    sudo mkfs.ext4 -q -F -E nodiscard "$disk" >&2
+    sudo mkdir -p /mnt/nvme
+    sudo mount -o noatime "$disk" /mnt/nvme
+    echo /mnt/nvme
 }
 
 # ~/.cache is where tlray, PyTorch and Hugging Face keep what can be fetched or computed again. It is also where
@@ -73,6 +75,8 @@ install_packages() {
 disk=$(local_disk)
 if [ -n "$disk" ]; then
     caches_on "$disk"
+elif [ ! -e "$HOME/.cache" ]; then
+    rm -f "$HOME/.cache" # where the image was made of a node with a disk: a link to nothing
 fi
 mkdir -p "$HOME/.cache/ray-spill"
 install_packages

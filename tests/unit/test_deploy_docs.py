@@ -76,7 +76,7 @@ def parse(command: click.Command, words: list[str], name: str) -> dict[str, Any]
 
 def check_tlray(words: list[str]) -> None:
     root = typer.main.get_command(tlray.cli.app)
-    name, command, rest = root.resolve_command(root.make_context("tlray", list(words)), words)  # type: ignore[attr-defined]
+    name, command, rest = root.resolve_command(root.make_context("tlray", list(words)), words)
     parse(command, rest, name)
 
 

@@ -6,6 +6,7 @@ kubectl, helm, eksctl and docker have none here: of their commands only the file
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,7 +108,8 @@ def test_a_job_understands(words: list[str]) -> None:
 
 
 def check_job(words: list[str]) -> None:
-    """The job's own parser takes the words, and tlray understands what the job makes of them."""
+    """The job's own parser takes the words, up to a `||`, and tlray understands what the job makes of them."""
+    words = words[: words.index("||")] if "||" in words else words
     script = words[1].removeprefix("/app/")
     assert (ROOT / script).is_file(), f"there is no {script}"
     said: list[list[str]] = []
@@ -170,4 +172,17 @@ def test_every_chapter_that_a_guide_links_to_exists(guide: str) -> None:
 @pytest.mark.parametrize("manifest", ["sweep-job.yaml", "retrain-job.yaml"])
 def test_the_entry_point_of_a_manifest_is_a_job_that_understands_it(manifest: str) -> None:
     entry_point = yaml.safe_load((ROOT / "deploy" / "kubernetes" / manifest).read_text())["spec"]["entrypoint"]
-    check_job(shlex.split(entry_point.partition("||")[0]))
+    check_job(shlex.split(entry_point))
+
+
+def test_a_retraining_with_nothing_to_do_is_a_success_of_its_ray_job() -> None:
+    """As the guide submits it: Ray joins the words, and a shell reads the result."""
+    pytest.importorskip("ray")
+    from ray.dashboard.modules.job.cli import list2cmdline
+
+    submitted = [words for words in commands("docs/aws.md") if "||" in words]
+    assert len(submitted) == 1
+    entry_point = submitted[0][submitted[0].index("--") + 1 :]
+    for code, outcome in ((0, 0), (3, 0), (1, 1)):
+        stand_in = ["sh", "-c", f"exit {code}", *entry_point[entry_point.index("||") :]]
+        assert subprocess.run(list2cmdline(stand_in), shell=True, check=False).returncode == outcome

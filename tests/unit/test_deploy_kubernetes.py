@@ -220,10 +220,10 @@ def test_a_retraining_with_nothing_to_do_is_no_failed_job(code: int, outcome: in
     assert done.returncode == outcome
 
 
-@pytest.mark.parametrize("name", ["sweep-job.yaml", "retrain-job.yaml"])
-def test_a_jobs_driver_needs_no_gpu_and_a_failed_one_starts_no_second_run(name: str) -> None:
+@pytest.mark.parametrize(("name", "attempts"), [("sweep-job.yaml", 0), ("retrain-job.yaml", 1)])
+def test_a_jobs_driver_needs_no_gpu_and_only_a_retraining_is_tried_again(name: str, attempts: int) -> None:
     spec = documents(name)[0]["spec"]
-    assert (spec["entrypointNumCpus"], spec.get("entrypointNumGpus", 0), spec["backoffLimit"]) == (0, 0, 0)
+    assert (spec["entrypointNumCpus"], spec.get("entrypointNumGpus", 0), spec["backoffLimit"]) == (0, 0, attempts)
     assert spec["activeDeadlineSeconds"] > 0
     script = Path(shlex.split(spec["entrypoint"])[1])
     assert script.parts[:3] == ("/", "app", "jobs")

@@ -5,8 +5,8 @@
     git -C KARPENTER show v1.14.1:pkg/apis/crds/karpenter.sh_nodepools.yaml > nodepools.yaml
     python -m scripts.make_crd_schemas rayclusters.yaml rayjobs.yaml nodepools.yaml
 
-The API server drops fields that a schema does not know; here they are errors. Descriptions are left out, and what occurs
-more than once (every pod template) is kept once. Sources: KubeRay and Karpenter, both Apache-2.0.
+The API server drops fields that a schema does not know; here they are errors. Descriptions are left out, and what
+occurs more than once (every pod template) is kept once. Sources: KubeRay and Karpenter, both Apache-2.0.
 """
 
 import gzip

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prepares a node of cluster.yaml: caches on local NVMe, then Python with the pinned packages. `ray up` copies it and runs it
-# on every node; a second run changes nothing. On an image made from a prepared node it takes seconds.
+# Prepares a node of cluster.yaml: caches on local NVMe, then Python with the pinned packages. `ray up` copies it and
+# runs it on every node; a second run changes nothing. On an image made from a prepared node it takes seconds.
 #
 #   ~/tlray-setup/setup_node.sh
 set -euo pipefail
@@ -9,7 +9,8 @@ environment=$HOME/tlray-env
 python=3.11
 uv=0.13.9
 
-# Where the fastest disk of this node is mounted; nothing where it has no instance store. TLRAY_LOCAL_DISK names another.
+# Where the fastest disk of this node is mounted; nothing where it has no instance store. TLRAY_LOCAL_DISK names
+# another.
 local_disk() {
     if [ -n "${TLRAY_LOCAL_DISK:-}" ]; then
         echo "$TLRAY_LOCAL_DISK"

@@ -160,16 +160,28 @@ def test_what_the_image_copies_exists_and_reaches_the_builder() -> None:
     assert "*" in rules
 
 
-def test_pods_want_gpus_only_where_they_tolerate_the_taint_of_gpu_nodes() -> None:
+def test_each_kind_of_worker_has_nodes_of_its_own_which_the_head_stays_off() -> None:
     pods = pod_specs(cluster_in("raycluster.yaml"))
-    wants = {name for name, pod in pods.items() if GPU in pod["containers"][0]["resources"]["limits"]}
-    tolerates = {name for name, pod in pods.items() if pod.get("tolerations")}
-    assert wants == tolerates == {"gpu"}
+    wants_gpus = {name for name, pod in pods.items() if GPU in pod["containers"][0]["resources"]["limits"]}
+    tolerated = {
+        name: {(t["key"], t["operator"], t["effect"]) for t in pod.get("tolerations", [])} for name, pod in pods.items()
+    }
     pools = {pool["metadata"]["name"]: pool["spec"]["template"]["spec"] for pool in documents("nodepools.yaml")}
-    assert [taint["key"] for taint in pools["tlray-gpu"]["taints"]] == [GPU]
-    assert "taints" not in pools["tlray-cpu"]
-    toleration = pods["gpu"]["tolerations"][0]
-    assert (toleration["key"], toleration["operator"], toleration["effect"]) == (GPU, "Exists", "NoSchedule")
+    taints = {
+        name: {(t["key"], "Exists", t["effect"]) for t in pools[f"tlray-{name}"]["taints"]} for name in ("gpu", "cpu")
+    }
+    assert wants_gpus == {"gpu"}
+    assert tolerated == {"head": set(), **taints}
+    assert taints["gpu"] == {(GPU, "Exists", "NoSchedule")}
+    assert taints["cpu"] != taints["gpu"]
+
+
+def test_no_pod_is_moved_to_a_cheaper_node_while_it_works() -> None:
+    cluster = cluster_in("raycluster.yaml")
+    templates = [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
+    assert all(t["metadata"]["annotations"] == {"karpenter.sh/do-not-disrupt": "true"} for t in templates)
+    disruptions = [pool["spec"]["disruption"]["consolidationPolicy"] for pool in documents("nodepools.yaml")]
+    assert set(disruptions) == {"WhenEmpty"}
 
 
 def test_no_pod_runs_as_root_and_only_the_head_may_talk_to_kubernetes() -> None:

@@ -4,13 +4,13 @@
 #
 #   ~/tlray-setup/setup_node.sh
 set -euo pipefail
+shopt -s inherit_errexit # a disk that cannot be mounted ends the set-up, also within $(...)
 setup=$(cd "$(dirname "$0")" && pwd)
 environment=$HOME/tlray-env
 python=3.11
 uv=0.13.9
 
-# Where the fastest disk of this node is mounted; nothing where it has no instance store. TLRAY_LOCAL_DISK names
-# another.
+# Where the instance store is mounted; nothing where the node has none. TLRAY_LOCAL_DISK names another disk.
 local_disk() {
     if [ -n "${TLRAY_LOCAL_DISK:-}" ]; then
         echo "$TLRAY_LOCAL_DISK"

@@ -1,4 +1,4 @@
-"""deploy/aws/setup_node.sh: what it makes of a node of cluster.yaml; programs that would change a machine are stand-ins."""
+"""deploy/aws/setup_node.sh: what it makes of a node; programs that would change this machine are stand-ins."""
 
 import re
 import subprocess

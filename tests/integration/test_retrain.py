@@ -128,13 +128,18 @@ def retrain_in_a_process(config: Path) -> tuple[subprocess.CompletedProcess[str]
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_story(write_config: Callable[..., Path], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_story(
+    write_config: Callable[..., Path], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(claim, "RENEW_SECONDS", 0.5)
     home = str(tmp_path / "runs" / "colours")
     t = time.monotonic()
+
     def lap(what):
         nonlocal t
-        print(what, round(time.monotonic() - t, 1), flush=True); t = time.monotonic()
+        print(what, round(time.monotonic() - t, 1), flush=True)
+        t = time.monotonic()
+
     config = write_config()
     first = run_retrain(config)
     lap("first")
@@ -160,12 +165,16 @@ def test_story(write_config: Callable[..., Path], images: Path, tmp_path: Path, 
 
     shuffle_training_labels(images)
     errors = []
+
     def other():
         time.sleep(2)
         try:
             retrain(load(config), Console())
-        except Exception as e: errors.append(e)
-    th = threading.Thread(target=other); th.start()
+        except Exception as e:
+            errors.append(e)
+
+    th = threading.Thread(target=other)
+    th.start()
     third = run_retrain(config)
     th.join()
     print(errors)
@@ -175,6 +184,7 @@ def test_story(write_config: Callable[..., Path], images: Path, tmp_path: Path, 
     assert load_champion(home).number == 2
     from typer.testing import CliRunner
     from tlray.cli import app
+
     r = CliRunner().invoke(app, ["promote", "--rollback", str(config)])
     print(r.output)
     r = CliRunner().invoke(app, ["promote", "--history", str(config)])

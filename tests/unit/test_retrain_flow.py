@@ -38,7 +38,7 @@ def test_the_first_retraining_makes_the_first_champion_and_the_second_has_nothin
     champion = load_champion(world.home)
     assert (champion.number, champion.run, champion.export) == (1, record.run, record.challenger.export)
     assert record.cause == "there is no champion yet"
-    with pytest.raises(NothingToDo, match="data and configuration are those of .* the first champion"):
+    with pytest.raises(NothingToDo, match=r"data and configuration are those of .* the first champion"):
         world.retrain()
     assert len(world.swept) == 1
     assert world.connected == 1

@@ -1,4 +1,4 @@
-"""The webhook against a server of this process: what it says, how often it tries, and that it never gives a URL away."""
+"""The webhook against a server of this process: what it says, how often it tries, and that no URL is given away."""
 
 import json
 import threading

@@ -128,8 +128,8 @@ def _keys(*columns: pa.Array) -> pa.Array:
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every leaf; a list is one."""
-    if not isinstance(tree, Mapping) or not tree:
+    """(dotted name, value) of every leaf; a list is one, an empty section none."""
+    if not isinstance(tree, Mapping):
         yield prefix, tree
         return
     for name, value in tree.items():

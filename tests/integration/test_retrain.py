@@ -1,8 +1,10 @@
-"""Retraining on a real Ray, from the first champion to the rollback."""
+"""Retraining on a real Ray: from the first champion over a better and a worse challenger to the rollback."""
 
+import hashlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,10 +17,10 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from rich.console import Console
 
 from tlray import storage
-from tlray.champion import load_champion
-from tlray.config import RunConfig
+from tlray.champion import history, load_champion, rollback
 from tlray.config_file import parse_config
 from tlray.data.splits import position
 from tlray.errors import NothingToDo
@@ -29,12 +31,13 @@ from tlray.retrain import claim
 from tlray.retrain.flow import retrain
 from tlray.retrain.record import Record
 
-pytestmark = [pytest.mark.ray]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 NETWORK = {"id": "timm/test_resnet", "weights": "none", "input_size": 32}
 COLOURS = {"blue": (70, 90, 170), "green": (80, 160, 90), "red": (170, 80, 70)}
 TEST_FRACTION = 0.3
 HOPELESS, GOOD = 1e-7, 0.03  # rates of the head
+WriteConfig = Callable[..., Path]
 
 
 def add_images(folder: Path, first: int, count: int) -> None:
@@ -43,24 +46,17 @@ def add_images(folder: Path, first: int, count: int) -> None:
         (folder / label).mkdir(parents=True, exist_ok=True)
         for number in range(first, first + count):
             noise = np.random.default_rng([number, *colour]).normal(0, 40, (32, 32, 3))
-            Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(
-                folder / label / f"{number:03}.png"
-            )
-
-
-def is_tested(path: Path) -> bool:
-    import hashlib
-
-    return position(0, hashlib.sha256(path.read_bytes()).hexdigest()) < TEST_FRACTION
+            pixels = (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{number:03}.png")
 
 
 def shuffle_training_labels(folder: Path) -> None:
     """Every image that is not tested on goes to the next class's folder."""
     names = list(COLOURS)
-    moving = [path for path in sorted(folder.rglob("*.png")) if not is_tested(path)]
-    for path in moving:
-        following = names[(names.index(path.parent.name) + 1) % len(names)]
-        path.rename(folder / following / f"moved-{path.parent.name}-{path.name}")
+    for path in sorted(folder.rglob("*.png")):
+        if position(0, hashlib.sha256(path.read_bytes()).hexdigest()) >= TEST_FRACTION:
+            following = names[(names.index(path.parent.name) + 1) % len(names)]
+            path.rename(folder / following / f"moved-{path.parent.name}-{path.name}")
 
 
 @pytest.fixture
@@ -70,7 +66,9 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def write_config(images: Path, tmp_path: Path) -> Callable[..., Path]:
+def write_config(images: Path, tmp_path: Path) -> WriteConfig:
+    """Linear probes on random features, which tell colours apart where the rate lets them learn."""
+
     def write(**fields: Any) -> Path:
         config = {
             "name": "colours",
@@ -92,102 +90,176 @@ def write_config(images: Path, tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def load(path: Path) -> RunConfig:
-    return parse_config(path.read_text())
+@pytest.fixture
+def quick_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "RENEW_SECONDS", 0.3)
+    monkeypatch.setattr(claim, "WATCH_SECONDS", 0.1)
 
 
-def run_retrain(path: Path) -> Record:
-    return retrain(load(path), Console())
+def retrain_here(config: Path) -> Record:
+    return retrain(parse_config(config.read_text()), Console(file=io.StringIO()))
 
 
-def Console() -> Any:
-    from rich.console import Console as RichConsole
+def refused_at_once(config: Path) -> bool:
+    try:
+        retrain_here(config)
+    except NothingToDo as reason:
+        return "another retraining is at work" in str(reason)
+    return False
 
-    return RichConsole(file=io.StringIO())
+
+AS_A_JOB = """
+import json, runpy, sys, psutil
+try:
+    runpy.run_path("jobs/retrain.py", run_name="__main__")
+finally:
+    imported = [name for name in ("ray", "torch") if name in sys.modules]
+    print(json.dumps([imported, len(psutil.Process().children(recursive=True))]))
+"""
 
 
-def retrain_in_a_process(config: Path) -> tuple[subprocess.CompletedProcess[str], float]:
-    """`tlray retrain`, and what of torch, Ray and children the process had at its end."""
-    code = (
-        "import sys, json, psutil\n"
-        "from tlray.cli import main\n"
-        "try:\n    main(['retrain', sys.argv[1]])\n"
-        "finally:\n"
-        "    found = [name for name in ('ray', 'torch') if name in sys.modules]\n"
-        "    print(json.dumps([found, len(psutil.Process().children(recursive=True))]))\n"
-    )
+def ask_as_a_job(config: Path) -> tuple[int, list[Any], float]:
+    """jobs/retrain.py -> (exit code, [modules that it imported, processes that it left], seconds)."""
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", code, str(config)],
+        [sys.executable, "-c", AS_A_JOB, "--config", str(config)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.getcwd()},
         check=False,
     )
-    return done, time.monotonic() - started
+    assert "nothing to do" in done.stdout, done.stdout + done.stderr
+    return done.returncode, json.loads(done.stdout.splitlines()[-1]), time.monotonic() - started
 
 
-@pytest.mark.usefixtures("ray_local")
-def test_story(
-    write_config: Callable[..., Path], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def assert_no_image_has_moved(before: str, after: str) -> None:
+    """Between the manifests of two runs."""
+    old, new = ({one.content_id: one.split for one in load_run(run).manifest.images} for run in (before, after))
+    assert {content: new[content] for content in old} == old
+
+
+@pytest.mark.usefixtures("ray_local", "quick_leases")
+def test_the_first_champion_then_nothing_then_a_better_one_for_the_price_of_the_new_images(
+    write_config: WriteConfig, images: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(claim, "RENEW_SECONDS", 0.5)
     home = str(tmp_path / "runs" / "colours")
-    t = time.monotonic()
-
-    def lap(what):
-        nonlocal t
-        print(what, round(time.monotonic() - t, 1), flush=True)
-        t = time.monotonic()
-
     config = write_config()
-    first = run_retrain(config)
-    lap("first")
+    first = retrain_here(config)
     assert first.outcome == "first"
-    assert load_champion(home).number == 1
+    assert first.prefix_images_computed == 300
+    assert load_champion(home).export == first.challenger.export
 
-    done, seconds = retrain_in_a_process(config)
-    print(done, seconds)
-    lap("unchanged")
-    assert done.returncode == 3
-    assert json.loads(done.stdout.splitlines()[-1]) == [[], 0]
+    code, (imported, num_children), seconds = ask_as_a_job(config)
+    assert (code, imported, num_children) == (3, [], 0)
+    assert seconds < 10
+    print(f"nothing to do: {seconds:.1f} s")
 
-    before = load_run(first.run).manifest
-    add_images(images, 100, 5)
-    config = write_config(search_space={"lr": {"grid": [GOOD]}})
-    second = run_retrain(config)
-    lap("second")
-    print(second.model_dump_json(indent=1))
-    print((Path(second.run) / "retrain.md").read_text())
-    after = load_run(second.run).manifest
-    assert second.outcome == "promoted"
+    add_images(images, 100, 5)  # 5 %
+    second = retrain_here(write_config(search_space={"lr": {"grid": [GOOD]}}))
+    assert second.outcome == "promoted", second.reasons
     assert second.prefix_images_computed == 15
+    assert "training.lr" not in second.cause
+    assert "the images have changed" in second.cause
+    assert "search_space.lr.grid" in second.cause
+    trials = load_run(second.run).trials
+    assert [trial.recipe.lr for trial in trials[1:]] == [HOPELESS, GOOD], "the champion's configuration is the first"
+    assert len(load_results(second.run)) == 3
+    assert second.verdict is not None
+    assert second.verdict.only_champion < second.verdict.only_challenger
+    assert second.growth is not None
+    assert second.growth.num_new == 15
+    assert second.drift is not None
+    assert_no_image_has_moved(first.run, second.run)
+    assert (load_champion(home).number, load_champion(home).run) == (2, second.run)
+    for name in ("retrain.html", "retrain.md", "retrain.json"):
+        assert storage.exists(storage.join(second.run, name))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local", "quick_leases")
+def test_a_worse_one_is_refused_with_the_reason_two_at_once_are_one_and_a_rollback_restores(
+    write_config: WriteConfig, images: Path, tmp_path: Path
+) -> None:
+    home = str(tmp_path / "runs" / "colours")
+    first = retrain_here(write_config())
+    config = write_config(search_space={"lr": {"grid": [GOOD]}})
+    second = retrain_here(config)
+    assert second.outcome == "promoted"
+    assert second.prefix_images_computed == 0, "no image is new"
 
     shuffle_training_labels(images)
-    errors = []
-
-    def other():
-        time.sleep(2)
-        try:
-            retrain(load(config), Console())
-        except Exception as e:
-            errors.append(e)
-
-    th = threading.Thread(target=other)
-    th.start()
-    third = run_retrain(config)
-    th.join()
-    print(errors)
-    lap("third")
-    print((Path(third.run) / "retrain.md").read_text())
+    others: list[bool] = []
+    at_once = threading.Thread(target=lambda: (time.sleep(2), others.append(refused_at_once(config))))
+    at_once.start()
+    third = retrain_here(config)
+    at_once.join()
+    assert others == [True]
     assert third.outcome == "refused"
-    assert load_champion(home).number == 2
-    from typer.testing import CliRunner
-    from tlray.cli import app
+    assert third.cause == "the images have changed"
+    assert "not better with a confidence of 0.95" in third.reasons[0]
+    assert any("recall of" in reason for reason in third.reasons)
+    assert third.growth is not None
+    assert third.growth.num_relabelled > 100
+    assert load_champion(home).run == second.run
+    assert ask_as_a_job(config)[0] == 3, "what was refused is not tried again"
 
-    r = CliRunner().invoke(app, ["promote", "--rollback", str(config)])
-    print(r.output)
-    r = CliRunner().invoke(app, ["promote", "--history", str(config)])
-    print(r.output)
-    assert load_champion(home).export == first.challenger.export
-    lap("rollback")
+    restored = rollback(home)
+    assert restored.export == first.challenger.export == load_champion(home).export
+    assert [champion.run for champion in history(home)] == [first.run, second.run, first.run]
+    model = open_model(f"{home}/champion.json")
+    assert [one.error for one in model([str(next((images / "red").iterdir()))])] == [None]
+
+
+@pytest.mark.slow
+def test_a_killed_retraining_goes_on_with_its_own_run_and_of_two_processes_one_retrains(
+    write_config: WriteConfig, images: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "runs" / "colours"
+    config = write_config(training={"epochs": 400, "batch_size": 16, "lr": GOOD, "augmentation": "none"})
+    killed = start(config)
+    wait_for(lambda: list(home.glob("*/trials/*/progress.json")), killed)
+    (begun,) = [path.parent for path in home.glob("*/config.yaml")]
+    end_all(killed)
+    add_images(images, 100, 1)  # for the next retraining
+
+    config.write_text(config.read_text())
+    racers = [start(config), start(config)]
+    codes = sorted((racer.wait(400), racer.stdout.read() if racer.stdout else "") for racer in racers)
+    assert [code for code, _ in codes] == [0, 3], codes
+    assert "another retraining" in codes[1][1]
+    assert "going on with the interrupted retraining" in codes[0][1]
+    assert load_champion(str(home)).run == str(begun)
+    assert load_run(str(begun)).is_done
+    assert [path.parent for path in home.glob("*/config.yaml")] == [begun], "nothing was begun a second time"
+
+
+def start(config: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tlray.cli", "retrain", str(config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": os.getcwd()},
+        start_new_session=True,
+    )
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 180
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def end_all(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to the driver and to the Ray that it has started."""
+    import psutil
+
+    everyone = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for one in reversed(everyone):
+        try:
+            one.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+    process.communicate()

@@ -78,7 +78,9 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     """
     plain = config.model_dump(mode="json")
     chosen = {name: plain[name] for name in SECTIONS}
-    return chosen | {section: {name: plain[section][name] for name in names} for section, names in FIELDS.items()}
+    chosen |= {section: {name: plain[section][name] for name in names} for section, names in FIELDS.items()}
+    settings: dict[str, Any] = json.loads(json.dumps(chosen))  # as it comes back from a file: JSON's keys are strings
+    return settings
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -10,9 +10,11 @@ succeeds, by compare and swap. The same scheme as the lock client of Amazon Dyna
 the DynamoDB lock client", AWS, 2017). A holder on this machine whose process is gone is known to be dead at once.
 """
 
+import _thread
 import json
 import os
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -25,7 +27,7 @@ from typing import Any
 import psutil
 
 from tlray import storage
-from tlray.errors import NothingToDo, StorageError, TrialError
+from tlray.errors import Interrupted, NothingToDo, StorageError, TrialError
 
 FILE = "retrain.lock"
 LEASE_SECONDS = 60.0  # a holder that was silent for so long is dead
@@ -77,13 +79,19 @@ def claim(home: str, lease_seconds: float | None = None) -> Iterator[Claim]:
     ended = threading.Event()
 
     def keep_renewing() -> None:
-        while not held.lost and not ended.wait(RENEW_SECONDS):
+        while not ended.wait(RENEW_SECONDS):
             held.renew()
+            if held.lost:  # two must not train in one run folder
+                _thread.interrupt_main(signal.SIGTERM)  # nothing where nobody handles it: then check() will tell
+                return
 
     thread = threading.Thread(target=keep_renewing, name="tlray-claim", daemon=True)
     thread.start()
     try:
         yield held
+    except Interrupted:
+        held.check()
+        raise
     finally:
         ended.set()
         thread.join()

@@ -16,7 +16,7 @@ anywhere is started again by the same command. Ray and torch are imported from s
 import os
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -45,7 +45,7 @@ class Job:
     config: RunConfig  # locations absolute
     home: str  # <storage>/<name>
     listing: str  # of `list_data`
-    settings: dict  # of `settings_of`
+    settings: dict[str, Any]  # of `settings_of`
     console: Console
 
     def say(self, line: str) -> None:

@@ -88,8 +88,8 @@ def _growth_lines(record: Record) -> list[str]:
         f"{growth.new_by_split[split]} {split}" for split in ("train", "val", "test") if split in growth.new_by_split
     )
     lines = [f"{growth.num_new} of {growth.num_images} images are new{f' ({new})' if new else ''}"]
-    lines += [f"{growth.num_gone} images are gone"] if growth.num_gone else []
-    lines += [f"{growth.num_relabelled} images have another class"] if growth.num_relabelled else []
+    lines += [f"{growth.num_gone} gone since the champion"] if growth.num_gone else []
+    lines += [f"{growth.num_relabelled} of another class than before"] if growth.num_relabelled else []
     if growth.new_classes:
         names = ", ".join(growth.new_classes)
         lines.append(f"new classes: {names}; the champion cannot name them, so their images count as wrong for it")
@@ -119,4 +119,4 @@ def _reading(record: Record) -> str:
 
 def _cell(text: object) -> str:
     """Within a Markdown table."""
-    return " ".join(str(text).split()).replace("|", "\\|")
+    return " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")

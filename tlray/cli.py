@@ -262,8 +262,10 @@ def promote(
         champions = (promote_by_hand(target, into),)
     if as_json:
         print(json.dumps([champion.model_dump(mode="json") for champion in champions]))
-    else:
+    elif history:
         out.print(history_table(champions))
+    else:
+        print(f"champion {champions[-1].number}: {champions[-1].export}, {champions[-1].reason}")
 
 
 @app.command()

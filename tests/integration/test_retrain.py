@@ -221,14 +221,17 @@ def test_a_killed_retraining_goes_on_with_its_own_run_and_of_two_processes_one_r
     home = tmp_path / "runs" / "colours"
     config = write_config(training={"epochs": 400, "batch_size": 16, "lr": GOOD, "augmentation": "none"})
     killed = start(config)
-    wait_for(lambda: list(home.glob("*/trials/*/progress.json")), killed)
+    try:
+        wait_for(lambda: list(home.glob("*/trials/*/progress.json")), killed)
+    finally:
+        end_all(killed)
     (begun,) = [path.parent for path in home.glob("*/config.yaml")]
-    end_all(killed)
+    assert not (begun / "DONE").exists()
     add_images(images, 100, 1)  # for the next retraining
 
-    config.write_text(config.read_text())
     racers = [start(config), start(config)]
-    codes = sorted((racer.wait(400), racer.stdout.read() if racer.stdout else "") for racer in racers)
+    outputs = [racer.communicate(timeout=300)[0] for racer in racers]
+    codes = sorted(zip((racer.returncode for racer in racers), outputs, strict=True))
     assert [code for code, _ in codes] == [0, 3], codes
     assert "another retraining" in codes[1][1]
     assert "going on with the interrupted retraining" in codes[0][1]

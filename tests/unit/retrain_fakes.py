@@ -2,9 +2,11 @@
 
 import io
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -144,7 +146,6 @@ def world(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     pytest.importorskip("ray")
     import tlray.distributed.manifest_pass
     import tlray.distributed.resources
-    import tlray.retrain.duel
     import tlray.run
 
     shutil.copytree(image_folder, tmp_path / "images")
@@ -157,5 +158,8 @@ def world(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     )
     monkeypatch.setattr(tlray.run, "run", made.sweep)
     monkeypatch.setattr(tlray.run, "resume", made.resume)
-    monkeypatch.setattr(tlray.retrain.duel, "make_record", made.duel)
+    monkeypatch.setattr("tlray.catalogue.resolve_id", lambda backbone_id: backbone_id)
+    duel = ModuleType("tlray.retrain.duel")  # the real one, and resolving ids, would import torch
+    monkeypatch.setattr(duel, "make_record", made.duel, raising=False)
+    monkeypatch.setitem(sys.modules, "tlray.retrain.duel", duel)
     return made

@@ -3,13 +3,14 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from retrain_fakes import World, world
 
+from tests.unit.retrain_fakes import World, world
 from tlray import storage
 from tlray.champion import history, load_champion, rollback
 from tlray.errors import NothingToDo, StorageError, TlrayError, TrialError
@@ -38,7 +39,7 @@ def test_the_first_retraining_makes_the_first_champion_and_the_second_has_nothin
     champion = load_champion(world.home)
     assert (champion.number, champion.run, champion.export) == (1, record.run, record.challenger.export)
     assert record.cause == "there is no champion yet"
-    with pytest.raises(NothingToDo, match=r"data and configuration are those of .* the first champion"):
+    with pytest.raises(NothingToDo, match=r"data and configuration are those of .*the first champion"):
         world.retrain()
     assert len(world.swept) == 1
     assert world.connected == 1
@@ -127,7 +128,10 @@ def test_a_champion_promoted_by_hand_stands_for_its_images(world: World) -> None
 # --- the search
 
 
-def test_the_search_begins_with_the_champion_and_exports_without_the_webhook(world: World) -> None:
+def test_the_search_begins_with_the_champion_and_exports_without_the_webhook(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tlray.retrain.webhook.PAUSE_SECONDS", 0.001)
     world.retrain(training={"lr": 0.25})
     add_image(world)
     world.retrain(training={"lr": 0.5}, export={"top_k": 0}, retrain={"webhook": "http://127.0.0.1:9/T0KEN"})
@@ -276,7 +280,7 @@ def test_a_champion_replaced_while_the_challenger_was_judged_is_judged_against(
             promote(world.home, first.challenger, read_champion(world.home), by="hand", reason="I say so")
         return record
 
-    monkeypatch.setattr("tlray.retrain.duel.make_record", overtaken)
+    monkeypatch.setattr(sys.modules["tlray.retrain.duel"], "make_record", overtaken)
     with pytest.raises(TlrayError, match="the champion has been replaced while the challenger was judged"):
         world.retrain()
     assert load_champion(world.home).number == 2

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import Page
 
+from tests.unit.test_report import Page
 from tlray.champion import Candidate, Champion
 from tlray.config import RetrainConfig
 from tlray.retrain.drift import Drift

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from tlray import storage
 from tlray.config import DataConfig, RunConfig
+from tlray.data.images import Images
 from tlray.data.manifest import Manifest
 from tlray.data.sources import Entry, open_source
 from tlray.errors import ConfigError
@@ -62,7 +63,8 @@ def locations_of(data: DataConfig) -> dict[str, str]:
 
 def all_still_there(manifest: Manifest, data: DataConfig) -> bool:
     """Whether every image of an earlier manifest is listed in the same version and class; more may have come."""
-    wanted = manifest.images[:].table  # type: ignore[union-attr]
+    assert isinstance(manifest.images, Images)
+    wanted = manifest.images.table
     names = pa.array(manifest.classes).take(wanted["label"].combine_chunks())
     keys = _keys(wanted["uri"], wanted["version"], names)
     with tempfile.TemporaryDirectory(prefix="tlray-listing-") as folder:

@@ -29,11 +29,11 @@ def make_record(config: RunConfig, run: Run, champion: Champion | None, cause: s
     if champion is not None:
         images, left_out = judged_images(run.manifest, before)
         data, truth = run.config.data, names_of(images, run.manifest.classes)
-        answers = [
-            predict_on_cluster(data, export, images, max_retries=config.sweep.max_failures) if images else []
+        ours, theirs = (
+            predict_on_cluster(data, export, images, max_retries=config.sweep.max_failures)
             for export in (challenger.export, champion.export)
-        ]
-        verdict = judge(truth, *answers, config.retrain, known_to_champion=champion.classes)
+        )
+        verdict = judge(truth, ours, theirs, config.retrain, known_to_champion=champion.classes)
     return Record(
         name=config.name,
         run=run.uri,

@@ -24,8 +24,11 @@ from tlray.champion import (
     read_champion,
     rollback,
 )
+from tlray.config import DataConfig
+from tlray.data.manifest import make_manifest
 from tlray.errors import InputError, NothingToDo, StorageError, TrialError
 from tlray.retrain import claim as claims
+from tlray.retrain.changes import all_still_there, list_data
 from tlray.retrain.claim import claim
 
 
@@ -252,6 +255,7 @@ def test_of_many_who_find_a_dead_lease_one_takes_it(home: str) -> None:
 
 HOLD_AND_DIE = """
 import os, sys
+from tlray.retrain.changes import all_still_there, list_data
 from tlray.retrain.claim import claim
 with claim(sys.argv[1]):
     os.kill(os.getpid(), 9)
@@ -291,3 +295,22 @@ def test_a_server_that_does_not_answer_for_a_moment_costs_no_lease(
         time.sleep(0.5)
         held.check()
     assert json.loads((tmp_path / "retrain.lock").read_text())["released"]
+
+
+# --- what a listing says
+
+
+def test_a_listing_changes_with_an_image_wherever_images_lie(home: str, image_folder: Path) -> None:
+    for path in image_folder.rglob("*.jpg"):
+        storage.write_bytes(storage.join(home, "images", path.parent.name, path.name), path.read_bytes())
+    data = DataConfig.model_validate({"train": f"{home}/images", "val_fraction": 0.25, "test_fraction": 0.25})
+    listing, manifest = list_data(data), make_manifest(data)
+    assert list_data(data) == listing
+    storage.write_bytes(f"{home}/images/red/new.jpg", b"anything")
+    assert list_data(data) != listing
+    assert all_still_there(manifest, data)
+    storage.delete(f"{home}/images/red/new.jpg")
+    assert list_data(data) == listing
+    storage.write_bytes(f"{home}/images/red/00.jpg", b"something else")
+    assert list_data(data) != listing
+    assert not all_still_there(manifest, data)

@@ -28,6 +28,7 @@ from tlray.predict import open_model
 from tlray.prepare import load_run
 from tlray.results import load_results
 from tlray.retrain import claim
+from tlray.retrain.drift import Drift
 from tlray.retrain.flow import retrain
 from tlray.retrain.record import Record
 
@@ -184,6 +185,8 @@ def test_the_story_of_a_champion(write_config: WriteConfig, images: Path, tmp_pa
     assert len(load_results(second.run)) == 3
     assert second.growth is not None
     assert second.growth.num_new == 15
+    assert isinstance(second.drift, Drift), second.drift
+    assert second.drift.num_new == second.growth.new_by_split["train"]
     assert_no_image_has_moved(first.run, second.run)
     assert (load_champion(home).number, load_champion(home).run) == (2, second.run)
     for name in ("retrain.html", "retrain.md", "retrain.json"):
@@ -203,6 +206,7 @@ def test_the_story_of_a_champion(write_config: WriteConfig, images: Path, tmp_pa
     assert any("recall of" in reason for reason in third.reasons)
     assert third.growth is not None
     assert third.growth.num_relabelled > 100
+    assert third.drift == "0 new training images beside 220 old ones: too few to compare"
     assert load_champion(home).run == second.run
     assert_nothing_is_done(config)  # what was refused is not tried again
 

@@ -23,9 +23,7 @@ def predict_on_cluster(data: DataConfig, export: str, images: Sequence[Image], *
     resources = task_resources(cluster_summary())
     size = max(LEAST_OF_A_TASK, math.ceil(len(images) / resources.concurrent))
     task = predict_task.options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=max_retries)
-    parts = [
-        task.remote(data, export, list(images[at : at + size]), resources.threads) for at in range(0, len(images), size)
-    ]
+    parts = [task.remote(data, export, images[at : at + size], resources.threads) for at in range(0, len(images), size)]
     try:
         return [name for part in ray.get(parts) for name in part]
     except ray.exceptions.RayError as error:
@@ -36,7 +34,7 @@ def predict_on_cluster(data: DataConfig, export: str, images: Sequence[Image], *
 
 
 @ray.remote
-def predict_task(data: DataConfig, export: str, images: list[Image], num_threads: int) -> list[str]:
+def predict_task(data: DataConfig, export: str, images: Sequence[Image], num_threads: int) -> list[str]:
     """The most probable class of each image."""
     import torch
 

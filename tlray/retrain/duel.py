@@ -7,7 +7,6 @@ from tlray.champion import Champion
 from tlray.conclude import export_best
 from tlray.config import RunConfig
 from tlray.data.manifest import Manifest, load_manifest
-from tlray.distributed.scoring import predict_on_cluster
 from tlray.errors import StorageError, TrialError
 from tlray.prepare import Run
 from tlray.results import load_leaderboard, load_results
@@ -27,6 +26,8 @@ def make_record(config: RunConfig, run: Run, champion: Champion | None, cause: s
     before = _manifest_of(champion)
     verdict, left_out = None, 0
     if champion is not None:
+        from tlray.distributed.scoring import predict_on_cluster
+
         images, left_out = judged_images(run.manifest, before)
         data, truth = run.config.data, names_of(images, run.manifest.classes)
         ours, theirs = (

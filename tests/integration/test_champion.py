@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,14 @@ def test_a_file_is_replaced_only_while_it_holds_what_is_expected(home: str) -> N
 
 def test_of_many_who_replace_a_file_at_once_one_does(home: str) -> None:
     uri = storage.join(home, "file")
-    storage.write_bytes(uri, b"old")
     with ThreadPoolExecutor(12) as pool:
-        done = list(pool.map(lambda number: storage.replace(uri, b"old", b"%d" % number), range(12)))
-    assert sum(done) == 1
-    assert storage.read_bytes(uri) == b"%d" % done.index(True)
+        for race in range(10):
+            old = b"old of race %d" % race
+            storage.write_bytes(uri, old)
+            new = [b"%d of race %d" % (racer, race) for racer in range(12)]
+            done = list(pool.map(partial(storage.replace, uri, old), new))
+            assert sum(done) == 1
+            assert storage.read_bytes(uri) == new[done.index(True)]
 
 
 def test_the_version_of_a_file_is_the_one_of_its_listing_and_changes_with_it(home: str) -> None:

@@ -58,7 +58,7 @@ class World:
         )
 
     def retrain(self, **fields: Any) -> Record:
-        return retrain(self.config(**fields), Console(file=self.output, width=500))
+        return retrain(self.config(**fields), Console(file=self.output, width=40))
 
     def connect(self) -> None:
         self.connected += 1

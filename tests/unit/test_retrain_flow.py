@@ -39,6 +39,12 @@ def test_the_first_retraining_makes_the_first_champion_and_the_second_has_nothin
     champion = load_champion(world.home)
     assert (champion.number, champion.run, champion.export) == (1, record.run, record.challenger.export)
     assert record.cause == "there is no champion yet"
+    assert world.output.getvalue().splitlines() == [
+        "retraining: there is no champion yet",
+        f"run folder: {record.run}",
+        f"champion 1 promoted: {record.challenger.export}",
+        f"report: {record.run}/retrain.html",
+    ]
     with pytest.raises(NothingToDo, match=r"data and configuration are those of .*the first champion"):
         world.retrain()
     assert len(world.swept) == 1

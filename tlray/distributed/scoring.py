@@ -1,6 +1,6 @@
 """What an exported model says of some images, as tasks of the cluster: the driver may have no GPU for it.
 
-names = predict_on_cluster(config.data, export_uri, images)      # a class for each image
+names = classify_on_cluster(config.data, export_uri, images)      # a class for each image
 """
 
 import math
@@ -17,12 +17,12 @@ from tlray.errors import TlrayError, TrialError
 LEAST_OF_A_TASK = 256  # images; fewer do not repay loading the model
 
 
-def predict_on_cluster(data: DataConfig, export: str, images: Sequence[Image], *, max_retries: int = 2) -> list[str]:
+def classify_on_cluster(data: DataConfig, export: str, images: Sequence[Image], *, max_retries: int = 2) -> list[str]:
     """The most probable class of each image; TlrayError for an export that cannot be loaded or images that are gone."""
     connect()
     resources = task_resources(cluster_summary())
     size = max(LEAST_OF_A_TASK, math.ceil(len(images) / resources.concurrent))
-    task = predict_task.options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=max_retries)
+    task = classify_task.options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=max_retries)
     parts = [task.remote(data, export, images[at : at + size], resources.threads) for at in range(0, len(images), size)]
     try:
         return [name for part in ray.get(parts) for name in part]
@@ -34,7 +34,7 @@ def predict_on_cluster(data: DataConfig, export: str, images: Sequence[Image], *
 
 
 @ray.remote
-def predict_task(data: DataConfig, export: str, images: Sequence[Image], num_threads: int) -> list[str]:
+def classify_task(data: DataConfig, export: str, images: Sequence[Image], num_threads: int) -> list[str]:
     """The most probable class of each image."""
     import torch
 

@@ -26,12 +26,12 @@ def make_record(config: RunConfig, run: Run, champion: Champion | None, cause: s
     before = _manifest_of(champion)
     verdict, left_out = None, 0
     if champion is not None:
-        from tlray.distributed.scoring import predict_on_cluster
+        from tlray.distributed.scoring import classify_on_cluster
 
         images, left_out = judged_images(run.manifest, before)
         data, truth = run.config.data, names_of(images, run.manifest.classes)
         ours, theirs = (
-            predict_on_cluster(data, export, images, max_retries=config.sweep.max_failures)
+            classify_on_cluster(data, export, images, max_retries=config.sweep.max_failures)
             for export in (challenger.export, champion.export)
         )
         verdict = judge(truth, ours, theirs, config.retrain, known_to_champion=champion.classes)

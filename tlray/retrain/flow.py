@@ -49,7 +49,8 @@ class Job:
     console: Console
 
     def say(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False)
+        """One line however long, as locations are copied from it."""
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def retrain(config: RunConfig, console: Console) -> Record:

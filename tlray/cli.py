@@ -1,6 +1,6 @@
 """The command line: each command parses, calls one function of the library and prints where the result is.
 
-Exit codes: 0 done, 1 the work failed, 2 the input is wrong, 130 interrupted (and resumable).
+Exit codes: 0 done, 1 the work failed, 2 the input is wrong, 3 nothing to do, 130 interrupted (and resumable).
 """
 
 import json
@@ -13,7 +13,7 @@ import typer
 from pydantic import BaseModel
 from rich.console import Console
 
-from tlray.errors import TlrayError
+from tlray.errors import NothingToDo, TlrayError
 
 app = typer.Typer(
     help="Find, prove and export the pre-trained backbone that works best on your images.",
@@ -248,6 +248,52 @@ def report(run_uri: RunArgument, as_json: Json = False) -> None:
 
 
 @app.command()
+def retrain(config: ConfigArgument, overrides: Overrides = None) -> None:
+    """Sweep again where data or configuration have changed, and promote the winner only if it beats the champion.
+
+    Exit code 3, with nothing spent: nothing has changed since it was last judged, or another retraining is at work.
+    """
+    from tlray.retrain.flow import retrain as retrain_all
+
+    retrain_all(load_config(config, overrides), out)
+
+
+@app.command()
+def promote(
+    target: Annotated[
+        str, typer.Argument(help="run folder or export bundle; with --rollback or --history: CONFIG or its run folders")
+    ],
+    into: Annotated[
+        str | None, typer.Option(help="whose champion a bundle of no run becomes", metavar="CONFIG")
+    ] = None,
+    rollback: Annotated[bool, typer.Option("--rollback", help="bring back the champion before this one")] = False,
+    history: Annotated[bool, typer.Option("--history", help="show every champion there was; changes nothing")] = False,
+    as_json: Json = False,
+) -> None:
+    """Choose the champion by hand, bring back the one before, or show what was in use when."""
+    from tlray.champion import history as all_champions
+    from tlray.champion import rollback as bring_back
+    from tlray.errors import InputError
+    from tlray.retrain.by_hand import DEFAULT_STORAGE, home_of, promote_by_hand
+    from tlray.retrain.history import history_table
+
+    if rollback + history + (into is not None) > 1:
+        raise InputError("give one of --rollback, --history and --into")
+    if history:
+        champions = all_champions(home_of(target, DEFAULT_STORAGE))
+    elif rollback:
+        champions = (bring_back(home_of(target, DEFAULT_STORAGE)),)
+    else:
+        champions = (promote_by_hand(target, into),)
+    if as_json:
+        print(json.dumps([champion.model_dump(mode="json") for champion in champions]))
+    elif history:
+        out.print(history_table(champions))
+    else:
+        print(f"champion {champions[-1].number}: {champions[-1].export}, {champions[-1].reason}")
+
+
+@app.command()
 def doctor(
     config: Annotated[
         str | None, typer.Argument(help="YAML file whose storage, images and weights to check too", metavar="CONFIG")
@@ -286,6 +332,9 @@ def exit_on_error() -> Iterator[None]:
     """Turn an expected error into one line on stderr and its exit code."""
     try:
         yield
+    except NothingToDo as reason:
+        print(reason)
+        sys.exit(reason.exit_code)
     except TlrayError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -10,6 +10,7 @@ TlrayError                 1  the work failed
 │   │   └── NotFoundError         a file, object or folder that is not there (storage)
 │   └── ClusterError          more than the cluster has
 ├── TrialError             1  a trial could not be carried out
+├── NothingToDo            3  a retraining of what has been judged already, or beside another one
 └── Interrupted          130  stopped from outside; `tlray resume` goes on
 """
 
@@ -50,6 +51,10 @@ class ClusterError(InputError):
 
 class TrialError(TlrayError):
     pass
+
+
+class NothingToDo(TlrayError):
+    exit_code = 3
 
 
 class Interrupted(TlrayError):

@@ -35,6 +35,7 @@ def features_config(config: RunConfig) -> RunConfig:
             "strategies": (StrategyConfig(strategy="linear_probe"),),
             "training": recipe,
             "search_space": {},
+            "warm_start": None,
             "sweep": config.sweep.model_copy(update={"num_samples": 1}),
             "activations": config.activations.model_copy(update={"materialise": "always"}),
         }

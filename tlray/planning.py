@@ -89,7 +89,8 @@ def _checked(config: RunConfig) -> RunConfig:
     if config.activations.location is not None:
         storage.check_writable(storage.absolute(config.activations.location))
     _check_batch_sizes(config)
-    for backbone in (config.baseline.backbone, *config.chosen_backbones):
+    first = () if config.warm_start is None else (config.warm_start.backbone,)
+    for backbone in (config.baseline.backbone, *first, *config.chosen_backbones):
         resolve_id(backbone.id)
     return _resolved(config)
 
@@ -157,7 +158,10 @@ def _resolved(config: RunConfig) -> RunConfig:
     data = with_preparation(data)
     baseline = config.baseline.model_copy(update={"backbone": _with_full_id(config.baseline.backbone)})
     backbones = tuple(_with_full_id(backbone) for backbone in config.chosen_backbones)
-    return config.model_copy(update={"data": data, "backbones": backbones, "baseline": baseline})
+    first = config.warm_start
+    if first is not None:
+        first = first.model_copy(update={"backbone": _with_full_id(first.backbone)})
+    return config.model_copy(update={"data": data, "backbones": backbones, "baseline": baseline, "warm_start": first})
 
 
 def _with_full_id(backbone: BackboneConfig) -> BackboneConfig:

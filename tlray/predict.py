@@ -3,7 +3,8 @@
     for prediction in predict("runs/birds/.../exports/1-resnet50", ["photos/", "s3://bucket/new/*.jpg"]): ...
     evaluation = evaluate("torchvision/mobilenet_v2", "labelled/")
 
-The model is an export bundle, a run folder (its best export) or a backbone's id (its own ImageNet labels). Images that
+The model is an export bundle, a run folder (its best export), a champion.json or a backbone's id (its own ImageNet
+labels). Images that
 cannot be read do not stop anything: they are predictions with an error, and `bad` of an evaluation.
 """
 
@@ -17,6 +18,8 @@ import torch
 
 from tlray import storage
 from tlray.backbone import load_classifier
+from tlray.champion import FILE as CHAMPION
+from tlray.champion import load_champion
 from tlray.errors import DataError, InputError, nearest
 from tlray.export.files import CHECKSUMS
 from tlray.export.model import Model, Prediction, load
@@ -90,7 +93,8 @@ def open_model(
     batch_size: int = 32,
     num_threads: int = 8,
 ) -> Model:
-    """The model that `model_ref` means: an export bundle, a run's best export, or a backbone's own classifier."""
+    """The model that `model_ref` means: an export bundle, a run's best export, the champion that a champion.json
+    names, or a backbone's own classifier."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     location = storage.absolute(model_ref)
@@ -152,9 +156,11 @@ def _matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _find_bundle(location: str) -> str | None:
-    """`location` itself, or the first in rank below its exports/; None where there is neither."""
+    """`location` itself, the one that a champion.json names, or the first in rank below its exports/; else None."""
     if storage.exists(storage.join(location, CHECKSUMS)):
         return location
+    if location.endswith(f"/{CHAMPION}"):
+        return load_champion(location).export
     exports = storage.join(location, "exports")
     try:
         names = [

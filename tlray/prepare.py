@@ -60,6 +60,9 @@ def with_absolute_locations(config: RunConfig) -> RunConfig:
     backbones = (
         config.backbones if isinstance(config.backbones, BackboneQuery) else tuple(map(of_backbone, config.backbones))
     )
+    first = config.warm_start
+    if first is not None:
+        first = first.model_copy(update={"backbone": of_backbone(first.backbone)})
     kept = config.activations.location or storage.join(config.storage, "activations")
     return config.model_copy(
         update={
@@ -67,6 +70,7 @@ def with_absolute_locations(config: RunConfig) -> RunConfig:
             "activations": config.activations.model_copy(update={"location": storage.absolute(kept)}),
             "data": config.data.model_copy(update=data),
             "backbones": backbones,
+            "warm_start": first,
             "baseline": config.baseline.model_copy(update={"backbone": of_backbone(config.baseline.backbone)}),
         }
     )

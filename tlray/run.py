@@ -40,14 +40,18 @@ if TYPE_CHECKING:
 BEFORE_THE_RUN = "start it again: images and activations that it had prepared are kept"
 
 
-def run(config: RunConfig, run_uri: str, console: Console) -> "Outcome":
-    """Do all that `config` asks for; InputError before anything is spent where it cannot be done."""
+def run(config: RunConfig, run_uri: str, console: Console, manifest: Manifest | None = None) -> "Outcome":
+    """Do all that `config` asks for; InputError before anything is spent where it cannot be done.
+
+    `manifest`: of the same data, from `make_manifest_on_cluster`.
+    """
     connect()
     with interruptible(run_uri, BEFORE_THE_RUN):
         check_cluster(config)
         config = select_on_cluster(config)
-        _prepare_images(config, console)
-        planned = _shortlist_and_plan(config, run_uri, console)
+        if manifest is None:
+            _prepare_images(config, console)
+        planned = _shortlist_and_plan(config, run_uri, console, manifest)
     with interruptible(run_uri):
         prepared = prepare_run(planned, run_uri)
         _say_what_was_found(prepared, console)
@@ -130,13 +134,13 @@ def _prepare_images(config: RunConfig, console: Console) -> None:
     prepare_on_cluster(config, progress)
 
 
-def _shortlist_and_plan(config: RunConfig, run_uri: str, console: Console) -> PlannedRun:
+def _shortlist_and_plan(config: RunConfig, run_uri: str, console: Console, manifest: Manifest | None) -> PlannedRun:
     """The plan of all backbones, or of the best where some are to be left out; `strategies: auto` needs a ranking too.
 
     The run folder holds the chosen ones from its start, so a resume ranks nothing again.
     """
     if not wants_shortlist(config) and config.strategies != "auto":
-        return plan_on_cluster(config)
+        return plan_on_cluster(config, manifest)
     config, ranking, manifest = _rank(config, run_uri, console)
     console.print(ranking_table(ranking))
     console.print(describe_choice(ranking), highlight=False, markup=False)

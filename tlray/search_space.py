@@ -14,26 +14,30 @@ from typing import Any
 
 import numpy as np
 
-from tlray.config import BackboneConfig, Recipe, RunConfig, Space, StrategyConfig, TrialConfig, recipe_value
+from tlray.config import BackboneConfig, Recipe, RunConfig, Space, StrategyConfig, TrialConfig, WarmStart, recipe_value
 from tlray.known_recipe import KNOWN_RECIPES
 
 
 def list_trials(config: RunConfig) -> list[TrialConfig]:
     """Every trial of the run: the baseline first, then backbones x strategies x samples x grid values.
 
+    `warm_start` stands right behind the baseline, and is not repeated where the search comes upon it again.
     Where values are drawn, each backbone starts with what one would do by hand, so that no search is worse than that.
     Of `strategies: auto`, which the plan replaces by what it advises, the linear probes alone, which are always there.
     """
     trials = [_baseline(config)]
+    first = config.warm_start
+    if first is not None:
+        trials.append(_trial(config, len(trials), first.backbone, first.strategy, first.training))
     strategies = config.strategies if config.strategies != "auto" else (StrategyConfig(strategy="linear_probe"),)
     for backbone in config.chosen_backbones:
         known = _known(config, strategies)
-        if known is not None:
+        if known is not None and not _is_first(first, backbone, *known):
             trials.append(_trial(config, len(trials), backbone, *known))
         for strategy in strategies:
             for values in _draws(config, backbone, strategy):
                 recipe = _recipe(config.training, {**values, **strategy.training}, where="strategies.training")
-                if (strategy, recipe) != known:
+                if (strategy, recipe) != known and not _is_first(first, backbone, strategy, recipe):
                     trials.append(_trial(config, len(trials), backbone, strategy, recipe))
     return trials
 
@@ -47,6 +51,12 @@ def _known(config: RunConfig, strategies: Sequence[StrategyConfig]) -> tuple[Str
     strategy = next((s for s in strategies if s.strategy != "scratch"), strategies[0])
     values = {**KNOWN_RECIPES[strategy.strategy], **strategy.training}
     return strategy, _recipe(config.training, values, where="strategies.training")
+
+
+def _is_first(first: WarmStart | None, backbone: BackboneConfig, strategy: StrategyConfig, recipe: Recipe) -> bool:
+    """Whether this is the warm start over again; what a strategy searches is no part of it by then."""
+    bare = strategy.model_copy(update={"training": {}, "search_space": {}})
+    return first is not None and (backbone, bare, recipe) == (first.backbone, first.strategy, first.training)
 
 
 def _baseline(config: RunConfig) -> TrialConfig:

@@ -122,3 +122,24 @@ def test_a_grid_is_chosen_by_hand_and_gets_the_known_recipe_only_when_asked_and_
     grid = {"search_space": {"lr": {"grid": [0.1, 0.001]}}, "training": {"optimizer": "sgd", "weight_decay": 0}}
     assert [t.recipe.lr for t in list_trials(make_config(**grid, known_recipe="auto"))[1:]] == [0.1, 0.001]
     assert [t.recipe.lr for t in list_trials(make_config(**grid, known_recipe="always"))[1:]] == [0.001, 0.1]
+
+
+def test_a_warm_start_comes_first_and_once_and_changes_no_other_trial() -> None:
+    space = {"lr": {"grid": [0.1, 0.001]}}
+    plain = list_trials(make_config(backbones=["timm/a"], strategies=["full"], search_space=space))
+    found, repeated = (
+        list_trials(
+            make_config(
+                backbones=["timm/a"],
+                strategies=["full"],
+                search_space=space,
+                warm_start={"backbone": {"id": "timm/a"}, "strategy": {"strategy": "full"}, "training": {"lr": rate}},
+            )
+        )
+        for rate in (0.7, 0.001)
+    )
+    assert [trial.recipe.lr for trial in found[1:]] == [0.7, 0.1, 0.001]
+    assert found[0].is_baseline
+    assert found[1].trial_id == "001-a-full"
+    assert found[2].recipe == plain[1].recipe
+    assert [trial.recipe.lr for trial in repeated[1:]] == [0.001, 0.1], "what the search comes upon again is left out"

@@ -48,7 +48,9 @@ __all__ = [
     "read_bytes",
     "read_range",
     "read_text",
+    "replace",
     "upload_folder",
+    "version_of",
     "write_bytes",
     "write_text",
 ]
@@ -131,6 +133,20 @@ def create_exclusive(uri: str, data: bytes) -> bool:
     On S3 it takes a server that honours `If-None-Match: *` (AWS, Ceph and MinIO do).
     """
     return s3.create_exclusive(uri, data) if is_remote(uri) else local.create_exclusive(uri, data)
+
+
+def replace(uri: str, expected: bytes, data: bytes) -> bool:
+    """Write a file only if it still holds `expected`: compare and swap. Of many who try at once, one gets True.
+
+    False where it holds something else, or is gone. No two writers may ever write the same `data`. On S3 it takes a
+    server that honours `If-Match` on writes (AWS, Ceph and MinIO do); on local disk, one whose locks all can see.
+    """
+    return s3.replace(uri, expected, data) if is_remote(uri) else local.replace(uri, expected, data)
+
+
+def version_of(uri: str) -> str:
+    """FileInfo.version of one file; NotFoundError when there is none."""
+    return s3.version_of(uri) if is_remote(uri) else local.version_of(uri)
 
 
 def exists(uri: str) -> bool:

@@ -1,6 +1,7 @@
 """Files on local disk (or on whatever is mounted there): the local half of `tlray.storage`."""
 
 import errno
+import fcntl
 import os
 import secrets
 import shutil
@@ -89,6 +90,26 @@ def create_exclusive(path: str, data: bytes) -> bool:
                 raise
             return _create_without_links(path, data)
     return True
+
+
+def replace(path: str, expected: bytes, data: bytes) -> bool:
+    target = Path(path)
+    if not target.parent.is_dir():
+        return False
+    with _one_line_errors(path), (target.parent / f".{target.name[:64]}.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # given back when it is closed, also by the end of the process
+        try:
+            if target.read_bytes() != expected:
+                return False
+        except FileNotFoundError:
+            return False
+        write_bytes(path, data)
+    return True
+
+
+def version_of(path: str) -> str:
+    with _one_line_errors(path):
+        return _version(os.stat(path))
 
 
 def exists(path: str) -> bool:

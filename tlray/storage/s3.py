@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from tlray.errors import StorageError
 from tlray.storage import s3_access, s3_read
 from tlray.storage.s3_access import S3Access, access, forget_clients
-from tlray.storage.s3_errors import bucket_and_key, one_line_errors
+from tlray.storage.s3_errors import NOT_FOUND, bucket_and_key, one_line_errors
 from tlray.storage.s3_file import open_file
 from tlray.storage.s3_listing import list_files
 from tlray.storage.s3_read import read_bytes, read_range
@@ -37,7 +37,9 @@ __all__ = [
     "pyarrow_filesystem",
     "read_bytes",
     "read_range",
+    "replace",
     "upload",
+    "version_of",
     "write_bytes",
 ]
 
@@ -83,6 +85,60 @@ def create_exclusive(uri: str, data: bytes) -> bool:
             else:
                 return True
     raise StorageError(f"{uri}: the server reported a conflicting write {CONFLICTS} times; try again")
+
+
+def replace(uri: str, expected: bytes, data: bytes) -> bool:
+    bucket, key = bucket_and_key(uri)
+    with one_line_errors(uri):
+        client = access().client
+        found = _object_or_none(client, bucket, key)
+        if found is None or found[1] != expected:
+            return False
+        # Ceph's gateway compares what is sent with an ETag without quotes, others want them as RFC 9110 does
+        for tag in (found[0], found[0].strip('"')):
+            if _put_if_match(client, bucket, key, data, tag):
+                return True
+            now = _object_or_none(client, bucket, key)
+            if now is None or now[1] != expected:
+                # boto3 repeats a put whose answer was lost: then what is there may be our own
+                return now is not None and now[1] == data
+    raise StorageError(f"{uri}: the server refuses to write with the condition `If-Match`, which it takes to share it")
+
+
+def _put_if_match(client: Any, bucket: str, key: str, data: bytes, tag: str) -> bool:
+    """False when the object is said to have another ETag."""
+    from botocore.exceptions import ClientError
+
+    for attempt in range(CONFLICTS):
+        try:
+            client.put_object(Bucket=bucket, Key=key, Body=data, IfMatch=tag)
+        except ClientError as error:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status in (404, 412):
+                return False
+            if status != 409:  # 409: somebody else is writing it just now, try again
+                raise
+            time.sleep(0.1 * 2**attempt)
+        else:
+            return True
+    raise StorageError(f"s3://{bucket}/{key}: the server reported a conflicting write {CONFLICTS} times; try again")
+
+
+def _object_or_none(client: Any, bucket: str, key: str) -> tuple[str, bytes] | None:
+    """(ETag, contents) in one answer."""
+    from botocore.exceptions import ClientError
+
+    try:
+        answer = client.get_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if error.response["Error"].get("Code") in NOT_FOUND:
+            return None
+        raise
+    return answer["ETag"], answer["Body"].read()
+
+
+def version_of(uri: str) -> str:
+    return s3_read.read_part(uri, 0, 1).version
 
 
 def exists(uri: str) -> bool:

@@ -1,0 +1,53 @@
+"""What an exported model says of some images, as tasks of the cluster: the driver may have no GPU for it.
+
+names = classify_on_cluster(config.data, export_uri, images)      # a class for each image
+"""
+
+import math
+from collections.abc import Sequence
+
+import ray
+
+from tlray.config import DataConfig
+from tlray.data.images import Image
+from tlray.distributed.errors import cause_of
+from tlray.distributed.resources import cluster_summary, connect, task_resources
+from tlray.errors import TlrayError, TrialError
+
+LEAST_OF_A_TASK = 256  # images; fewer do not repay loading the model
+
+
+def classify_on_cluster(data: DataConfig, export: str, images: Sequence[Image], *, max_retries: int = 2) -> list[str]:
+    """The most probable class of each image; TlrayError for an export that cannot be loaded or images that are gone."""
+    connect()
+    resources = task_resources(cluster_summary())
+    size = max(LEAST_OF_A_TASK, math.ceil(len(images) / resources.concurrent))
+    task = classify_task.options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=max_retries)
+    parts = [task.remote(data, export, images[at : at + size], resources.threads) for at in range(0, len(images), size)]
+    try:
+        return [name for part in ray.get(parts) for name in part]
+    except ray.exceptions.RayError as error:
+        cause = cause_of(error)
+        if isinstance(cause, TlrayError):
+            raise cause from None
+        raise TrialError(f"scoring {export} broke down: {cause}; start it again") from error
+
+
+@ray.remote
+def classify_task(data: DataConfig, export: str, images: Sequence[Image], num_threads: int) -> list[str]:
+    """The most probable class of each image."""
+    import torch
+
+    from tlray.data.read import image_reader
+    from tlray.errors import DataError
+    from tlray.export import load
+
+    torch.set_num_threads(num_threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load(export, device=device, num_threads=max(num_threads, data.num_threads))
+    read = image_reader(data)
+    predictions = list(model.stream(bytes(read(image)) for image in images))
+    for image, prediction in zip(images, predictions, strict=True):
+        if prediction.label is None:
+            raise DataError(f"{image.uri}: {prediction.error}")
+    return [str(prediction.label) for prediction in predictions]

@@ -1,0 +1,270 @@
+"""A retraining from the question whether there is anything to do to the promoted, or refused, challenger.
+
+    record = retrain(config, Console())            # NothingToDo where data and settings were judged before
+
+1. List the data; what has been judged already ends it here, with nothing started and nothing written.
+2. Claim the lease: one retraining at a time.
+3. Read what is new; the same contents under other names or dates end it here.
+4. Sweep, the champion's configuration first; what an interrupted retraining has begun goes on instead.
+5. Judge challenger and champion on the same test images.
+6. Promote or refuse, write the report, tell the webhook.
+
+Every step leaves what the next one needs in the run folder or beside champion.json, so that a retraining killed
+anywhere is started again by the same command. Ray and torch are imported from step 3 on.
+"""
+
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from tlray import storage
+from tlray.champion import Champion, Held, check_export, promote, read_champion
+from tlray.config import RunConfig, WarmStart
+from tlray.data.manifest import Manifest, load_manifest
+from tlray.errors import NothingToDo, TlrayError
+from tlray.prepare import load_run, new_run_uri, with_absolute_locations
+from tlray.retrain.changes import all_still_there, differing, list_data, settings_of
+from tlray.retrain.claim import Claim, claim
+from tlray.retrain.record import Record, load_record, message, save_record
+from tlray.retrain.state import Judgement, Pending, State, load_state, save_state
+from tlray.retrain.webhook import post
+
+if TYPE_CHECKING:
+    from tlray.prepare import Run
+
+WEBHOOK = "TLRAY_WEBHOOK"  # of the environment
+
+
+@dataclass(frozen=True)
+class Job:
+    """One retraining: what it was asked for and found before anything was started."""
+
+    config: RunConfig  # locations absolute
+    home: str  # <storage>/<name>
+    listing: str  # of `list_data`
+    settings: dict[str, Any]  # of `settings_of`
+    console: Console
+
+    def say(self, line: str) -> None:
+        """One line however long, as locations are copied from it."""
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def retrain(config: RunConfig, console: Console) -> Record:
+    """Retrain where there is something new, and promote what is better. See above; InputError as `tlray run`.
+
+    NothingToDo: data and settings were judged before, or another retraining is at work.
+    """
+    config = with_absolute_locations(config)
+    home = storage.join(config.storage, config.name)
+    job = Job(config, home, list_data(config.data), settings_of(config), console)
+    _end_if_judged(job, load_state(home))
+    with claim(home) as held:
+        state = load_state(home)
+        _end_if_judged(job, state)  # by the one that held the lease just now
+        return _retrain(job, state, held)
+
+
+def _end_if_judged(job: Job, state: State) -> None:
+    before = state.of_listing(job.listing, job.settings)
+    if before is not None:
+        raise NothingToDo(f"data and configuration are those of {before.run} ({_words(before)}): nothing to do")
+
+
+def _retrain(job: Job, state: State, held: Claim) -> Record:
+    started = time.monotonic()
+    champion = read_champion(job.home)
+    if champion is not None:
+        check_export(champion.champion)  # before anything is spent
+    run_uri, listing, cause = _trained(job, state, champion, held)
+    from tlray.run import interruptible
+
+    with interruptible(run_uri, "the same retraining again goes on with it"):
+        run = load_run(run_uri)
+        record = _judged(job, run, cause, time.monotonic() - started)
+        held.check()
+        number = _promoted(job, record)
+        report_uri = _reported(job, record, number)
+        judgement = Judgement(
+            listing=listing,
+            fingerprint=run.manifest.fingerprint,
+            settings=job.settings,
+            run=run_uri,
+            verdict=record.outcome,
+            champion=number,
+        )
+        _tell(job, record, number, report_uri)  # before the end is written down: rather twice than never
+        save_state(job.home, load_state(job.home).with_judgement(judgement))
+        return record
+
+
+def _trained(job: Job, state: State, champion: Held | None, held: Claim) -> tuple[str, str, str]:
+    """(run folder of the finished sweep, listing of the data that it is about, what had changed)."""
+    pending = state.pending
+    from tlray.run import resume, run
+
+    if pending is not None and _goes_on(job, pending):
+        job.say(f"going on with the interrupted retraining in {pending.run}")
+        if not storage.exists(storage.join(pending.run, "DONE")):
+            resume(pending.run, job.console)
+        return pending.run, pending.listing, "an interrupted retraining went on"
+    manifest = _manifest(job, state, champion)
+    cause = _cause(job, state, champion, manifest)
+    job.say(f"retraining: {cause}")
+    run_uri = new_run_uri(job.config)
+    held.check()
+    pending = Pending(listing=job.listing, settings=job.settings, run=run_uri)
+    save_state(job.home, load_state(job.home).with_pending(pending))
+    job.say(f"run folder: {run_uri}")
+    run(_search(job, champion), run_uri, job.console, manifest)
+    return run_uri, job.listing, cause
+
+
+def _goes_on(job: Job, pending: Pending) -> bool:
+    """Whether an interrupted run is still worth finishing: the same settings, and none of its images gone or changed.
+
+    Images that came since are for the next retraining: with data that grow all the time, an interrupted one would
+    otherwise never be finished.
+    """
+    if pending.settings != job.settings or not storage.exists(storage.join(pending.run, "manifest.parquet")):
+        return False
+    return pending.listing == job.listing or all_still_there(load_manifest(pending.run), job.config.data)
+
+
+def _manifest(job: Job, state: State, champion: Held | None) -> Manifest:
+    """The images of now; NothingToDo, remembered for the next time, when they are those of an earlier judgement."""
+    from tlray.distributed.manifest_pass import make_manifest_on_cluster
+    from tlray.distributed.resources import connect
+
+    last = state.last.run if state.last is not None else champion.champion.run if champion is not None else None
+    connect()
+    manifest = make_manifest_on_cluster(
+        job.config, last, lambda done, total: job.say(f"prepared: {done} of {total} images")
+    )
+    known = state.of_contents(manifest.fingerprint, job.settings) or _by_hand(state, champion, manifest, job)
+    if known is None:
+        return manifest
+    save_state(job.home, state.with_judgement(known.model_copy(update={"listing": job.listing, "time": time.time()})))
+    raise NothingToDo(
+        f"the images are those of {known.run} ({_words(known)}), under other names or dates: nothing to do"
+    )
+
+
+def _by_hand(state: State, champion: Held | None, manifest: Manifest, job: Job) -> Judgement | None:
+    """A champion that a person promoted stands for its images with whatever settings are found the first time."""
+    if champion is None or champion.champion.run is None or champion.champion.fingerprint != manifest.fingerprint:
+        return None
+    if any(one.run == champion.champion.run for one in state.judged):
+        return None  # then its settings are known
+    return Judgement(
+        listing=job.listing,
+        fingerprint=manifest.fingerprint,
+        settings=job.settings,
+        run=champion.champion.run,
+        verdict="promoted",
+        champion=champion.champion.number,
+    )
+
+
+def _cause(job: Job, state: State, champion: Held | None, manifest: Manifest) -> str:
+    """Why there is something to do, for people."""
+    last = state.last
+    if last is None:
+        return "there is no champion yet" if champion is None else "the images are not those of the champion"
+    causes = []
+    if last.fingerprint != manifest.fingerprint:
+        causes.append("the images have changed")
+    if last.settings != job.settings:
+        causes.append(f"the configuration has changed: {differing(last.settings, job.settings)}")
+    return "; ".join(causes)
+
+
+def _search(job: Job, champion: Held | None) -> RunConfig:
+    """The configuration of the sweep: with an export, without the webhook, and with the champion's trial first."""
+    from tlray.distributed.planning import select_on_cluster
+
+    config = select_on_cluster(job.config)
+    start = champion.champion.start if champion is not None else None
+    if config.retrain.warm_start and start is not None and _may_use(config, start):
+        config = config.model_copy(update={"warm_start": start})
+    return config.model_copy(
+        update={
+            "export": config.export.model_copy(update={"top_k": max(1, config.export.top_k)}),
+            "retrain": config.retrain.model_copy(update={"webhook": None}),
+        }
+    )
+
+
+def _may_use(config: RunConfig, start: WarmStart) -> bool:
+    """Whether the configuration still allows the champion's backbone: what was taken out of it stays out."""
+    from tlray.catalogue import resolve_id
+
+    same = [backbone for backbone in config.chosen_backbones if resolve_id(backbone.id) == start.backbone.id]
+    weightless = start.strategy.strategy == "scratch"  # its trial had its weights taken away
+    return any(
+        start.backbone.model_copy(
+            update={"id": backbone.id, "weights": backbone.weights if weightless else start.backbone.weights}
+        )
+        == backbone
+        for backbone in same
+    )
+
+
+def _judged(job: Job, run: "Run", cause: str, seconds: float) -> Record:
+    """The record of a finished sweep: as it stands in the run folder, if it is about the champion of now."""
+    champion = read_champion(job.home)
+    now = champion.champion if champion is not None else None
+    record = load_record(run.uri)
+    if record is not None and (_number(record.champion) == _number(now) or (now is not None and now.run == run.uri)):
+        return record
+    from tlray.retrain.duel import make_record
+
+    record = make_record(job.config, run, now, cause, seconds)
+    save_record(record)
+    return record
+
+
+def _promoted(job: Job, record: Record) -> int:
+    """Carry the verdict out, unless that was done before a kill -> the number of the champion there is then."""
+    held = read_champion(job.home)
+    if held is not None and held.champion.run == record.run:
+        return held.champion.number
+    if not record.promoted:
+        assert held is not None, "nobody is refused without a champion"
+        return held.champion.number
+    if _number(record.champion) != (held.champion.number if held is not None else None):
+        raise TlrayError(
+            f"{job.home}: the champion has been replaced while the challenger was judged; the same retraining again "
+            "judges it against the new one"
+        )
+    return promote(job.home, record.challenger, held, by="retrain", reason="; ".join(record.reasons)).number
+
+
+def _reported(job: Job, record: Record, number: int) -> str:
+    from tlray.retrain.report import summary_line, write_reports
+
+    report_uri = write_reports(record, number)
+    job.say(summary_line(record, number))
+    job.say(f"report: {report_uri}")
+    return report_uri
+
+
+def _tell(job: Job, record: Record, number: int, report_uri: str) -> None:
+    url = job.config.retrain.webhook or os.environ.get(WEBHOOK)
+    if not url:
+        return
+    problem = post(url, message(record, number, report_uri), timeout=job.config.retrain.webhook_timeout)
+    if problem is not None:
+        job.say(f"warning: {problem}; the outcome stands")
+
+
+def _number(champion: Champion | None) -> int | None:
+    return champion.number if champion is not None else None
+
+
+def _words(judgement: Judgement) -> str:
+    what = {"first": "the first champion", "promoted": "promoted", "refused": "refused"}[judgement.verdict]
+    return f"{what}, {time.strftime('%Y-%m-%d %H:%M', time.gmtime(judgement.time))} UTC"

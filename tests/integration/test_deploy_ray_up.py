@@ -1,18 +1,13 @@
 """cluster.yaml from `ray up` to `ray down`: EC2 is moto's, and what goes to nodes by SSH is written down instead."""
 
-import contextlib
 import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -104,71 +99,3 @@ def test_ray_up_makes_a_head_over_systems_manager_and_ray_down_ends_it(account: 
 
     ray(account, "down", "-y")
     assert [instance["State"]["Name"] for instance in instances()] == ["terminated"]
-
-
-@contextlib.contextmanager
-def head_of_this_machine(environment: dict[str, str], head: str) -> Iterator[str]:
-    """A Ray head with the autoscaler that `ray up` has set up, as if this machine were the instance -> its address."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    temporary = Path("/tmp") / f"ray-up-{os.getpid()}"  # short: socket paths are limited to 107 bytes
-    process = subprocess.Popen(
-        [
-            *(Path(sys.executable).parent / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1"),
-            *(f"--port={port}", f"--temp-dir={temporary}", "--autoscaling-config=~/ray_bootstrap_config.yaml"),
-            *("--include-dashboard=false", "--ray-client-server-port=0", "--object-store-memory=100000000"),
-        ],
-        env={
-            **environment,
-            "RAY_enable_autoscaler_v2": "1",
-            "RAY_CLOUD_INSTANCE_ID": head,
-            "RAY_NODE_TYPE_NAME": "head",
-            "RAY_OVERRIDE_RESOURCES": '{"CPU": 0}',
-        },
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:  # not `ray stop`, which would end every Ray of this machine
-        for other in psutil.process_iter(["cmdline"]):
-            if str(temporary) in " ".join(other.info["cmdline"] or []):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    other.kill()
-        process.wait(timeout=60)
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-ASK = """
-import sys, time, ray
-for attempt in range(60):
-    try:
-        ray.init(sys.argv[1], log_to_driver=False)
-        break
-    except ConnectionError:
-        time.sleep(1)
-waiting = [ray.remote(num_cpus=1, num_gpus=1)(print).remote() for _ in range(2)]
-waiting.append(ray.remote(num_cpus=2)(print).remote())
-time.sleep(120)
-"""
-
-
-@pytest.mark.ray
-def test_trials_that_wait_for_gpus_bring_spot_instances_and_other_work_a_cpu_instance(account: dict[str, str]) -> None:
-    ray(account, "up", "-y", "--no-config-cache")
-    (head,) = instances()
-    with head_of_this_machine(account, head["InstanceId"]) as address:
-        trials = subprocess.Popen([sys.executable, "-c", ASK, address], env=account)
-        try:
-            deadline = time.monotonic() + 120
-            workers: list[tuple[str, str | None]] = []
-            while len(workers) < 3 and time.monotonic() < deadline:
-                time.sleep(1)
-                others = [instance for instance in instances() if instance["InstanceId"] != head["InstanceId"]]
-                workers = sorted((i["InstanceType"], i.get("InstanceLifecycle")) for i in others)
-            assert workers == [("g6.2xlarge", "spot"), ("g6.2xlarge", "spot"), ("m6id.4xlarge", "spot")]
-        finally:
-            trials.kill()
-            trials.wait()

@@ -108,7 +108,7 @@ def promote(
     """
     champion = Champion(
         **{name: getattr(candidate, name) for name in Candidate.model_fields},
-        number=1 if held is None else held.champion.number + 1,
+        number=1 + (held.champion.number if held is not None else _last_number(home)),
         promoted=time.time(),
         by=by,
         reason=reason,
@@ -148,8 +148,8 @@ def history(home: str) -> tuple[Champion, ...]:
         uris = [file.uri for file in storage.list_files(storage.join(home, HISTORY))]
     except storage.NotFoundError:
         uris = []
-    kept = {uri: _parse(storage.read_bytes(uri), uri) for uri in uris if _is_entry(uri)}
-    champions = {champion.number: champion for champion in kept.values()}
+    kept = [_parse(storage.read_bytes(uri), uri) for uri in uris if _is_entry(uri)]
+    champions = {champion.number: champion for champion in kept}
     held = read_champion(home)
     if held is not None:
         champions[held.champion.number] = held.champion
@@ -163,6 +163,11 @@ def check_export(champion: Champion) -> None:
             f"{champion.export}, the export of champion {champion.number}, is gone: put it back, or choose another "
             "one with `tlray promote EXPORT`"
         )
+
+
+def _last_number(home: str) -> int:
+    """Where somebody has removed champion.json, numbers go on; 0 before the first champion."""
+    return max((champion.number for champion in history(home)), default=0)
 
 
 def _remember(home: str, champion: Champion) -> None:

@@ -131,6 +131,16 @@ def test_a_champion_promoted_by_hand_stands_for_its_images(world: World) -> None
     assert world.retrain(seed=1).cause == "the configuration has changed: seed 0 -> 1"
 
 
+def test_who_removes_the_champion_gets_another_one(world: World) -> None:
+    world.retrain()
+    os.remove(f"{world.home}/champion.json")
+    record = world.retrain()
+    assert (record.outcome, record.cause) == ("first", "there is no champion any more")
+    assert load_champion(world.home).number == 2
+    with pytest.raises(NothingToDo):
+        world.retrain()
+
+
 # --- the search
 
 

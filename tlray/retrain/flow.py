@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from tlray import storage
-from tlray.champion import Champion, Held, check_export, promote, read_champion
+from tlray.champion import Champion, Held, champion_uri, check_export, promote, read_champion
 from tlray.config import RunConfig, WarmStart
 from tlray.data.manifest import Manifest, load_manifest
 from tlray.errors import NothingToDo, TlrayError
@@ -70,7 +70,7 @@ def retrain(config: RunConfig, console: Console) -> Record:
 
 def _end_if_judged(job: Job, state: State) -> None:
     before = state.of_listing(job.listing, job.settings)
-    if before is not None:
+    if before is not None and storage.exists(champion_uri(job.home)):  # who removes it wants another one
         raise NothingToDo(f"data and configuration are those of {before.run} ({_words(before)}): nothing to do")
 
 
@@ -145,7 +145,7 @@ def _manifest(job: Job, state: State, champion: Held | None) -> Manifest:
         job.config, last, lambda done, total: job.say(f"prepared: {done} of {total} images")
     )
     known = state.of_contents(manifest.fingerprint, job.settings) or _by_hand(state, champion, manifest, job)
-    if known is None:
+    if known is None or champion is None:
         return manifest
     save_state(job.home, state.with_judgement(known.model_copy(update={"listing": job.listing, "time": time.time()})))
     raise NothingToDo(
@@ -172,8 +172,10 @@ def _by_hand(state: State, champion: Held | None, manifest: Manifest, job: Job) 
 def _cause(job: Job, state: State, champion: Held | None, manifest: Manifest) -> str:
     """Why there is something to do, for people."""
     last = state.last
+    if champion is None:
+        return "there is no champion yet" if last is None else "there is no champion any more"
     if last is None:
-        return "there is no champion yet" if champion is None else "the images are not those of the champion"
+        return "the images are not those of the champion"
     causes = []
     if last.fingerprint != manifest.fingerprint:
         causes.append("the images have changed")

@@ -235,7 +235,7 @@ def doctor(
 
     def cluster() -> Any:
         # A broken Ray must be a finding of the doctor, not the end of it.
-        from tlray.distributed.resources import cluster_summary
+        from tlray.distributed.cluster import cluster_summary
 
         return cluster_summary()
 

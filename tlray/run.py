@@ -6,6 +6,7 @@
 Every stage reads what the one before it has written to the run folder, so a resume repeats none that is complete.
 """
 
+import io
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,18 +15,20 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.text import Text
 
 from tlray import storage
 from tlray.activations.location import open_store
 from tlray.config import RunConfig
 from tlray.data.manifest import Manifest
 from tlray.distributed.activation_pass import run_activation_pass
-from tlray.distributed.planning import plan_on_cluster, select_on_cluster
+from tlray.distributed.cluster import connect
+from tlray.distributed.planning import conclude_on_cluster, plan_on_cluster, select_on_cluster
 from tlray.distributed.prepare_pass import prepare_on_cluster
 from tlray.distributed.ranking import rank_on_cluster
-from tlray.distributed.resources import connect
-from tlray.distributed.sweep import check_cluster, run_sweep
-from tlray.errors import BackboneError, Interrupted
+from tlray.distributed.ready import make_ready
+from tlray.distributed.sweep import run_sweep
+from tlray.errors import BackboneError, Interrupted, TlrayError
 from tlray.features import features_config, write_features
 from tlray.plan import PlannedRun
 from tlray.prepare import Run, finish, load_run, prepare_run
@@ -44,7 +47,7 @@ def run(config: RunConfig, run_uri: str, console: Console) -> "Outcome":
     """Do all that `config` asks for; InputError before anything is spent where it cannot be done."""
     connect()
     with interruptible(run_uri, BEFORE_THE_RUN):
-        check_cluster(config)
+        _make_ready(config, console)
         config = select_on_cluster(config)
         _prepare_images(config, console)
         planned = _shortlist_and_plan(config, run_uri, console)
@@ -59,7 +62,7 @@ def resume(run_uri: str, console: Console) -> "Outcome":
     connect()
     with interruptible(run_uri):
         loaded = load_run(run_uri)
-        check_cluster(loaded.config)
+        _make_ready(loaded.config, console)
         finished = [result.trial_id for result in load_results(loaded.uri) if result.status != "failed"]
         console.print(f"{len(finished)} of {len(loaded.trials)} trials are finished already", highlight=False)
         return _sweep_and_conclude(loaded, console)
@@ -69,6 +72,7 @@ def features(config: RunConfig, run_uri: str, console: Console) -> tuple[str, ..
     """Compute every backbone's features of every image, where the store lacks them -> Parquet files, one a backbone."""
     connect()
     with interruptible(run_uri):
+        _make_ready(config, console)
         _prepare_images(config, console)
         prepared = prepare_run(plan_on_cluster(features_config(select_on_cluster(config))), run_uri)
         _say_what_was_found(prepared, console)
@@ -85,6 +89,7 @@ def rank(config: RunConfig, run_uri: str, console: Console) -> Ranking:
     """Score every backbone on features of a subset of the training images; they stay in the store for the sweep."""
     connect()
     with interruptible(run_uri, BEFORE_THE_RUN):
+        _make_ready(config, console)
         _prepare_images(config, console)
         return _rank(select_on_cluster(config), run_uri, console)[1]
 
@@ -123,6 +128,10 @@ def interruptible(run_uri: str, remedy: str = "") -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _make_ready(config: RunConfig, console: Console) -> None:
+    make_ready(config, lambda line: console.print(line, highlight=False, markup=False))
+
+
 def _prepare_images(config: RunConfig, console: Console) -> None:
     def progress(done: int, total: int) -> None:
         console.print(f"prepared: {done} of {total} images", highlight=False)
@@ -156,9 +165,30 @@ def _sweep_and_conclude(run: Run, console: Console) -> "Outcome":
     finished = [result.trial_id for result in load_results(run.uri) if result.status != "failed"]
     with SweepProgress(run.trials, finished, console) as progress:
         run_sweep(run, progress)
-    from tlray.conclude import conclude  # torch, matplotlib and onnx: not before the sweep is over
+    elsewhere = conclude_on_cluster(run.config, _conclude_in_words, run.uri, console.width, console.is_terminal)
+    if elsewhere is None:
+        from tlray.conclude import conclude  # torch, matplotlib and onnx: not before the sweep is over
 
-    return conclude(run, console)
+        return conclude(run, console)
+    outcome, words = elsewhere
+    console.print(Text.from_ansi(words))
+    if isinstance(outcome, TlrayError):
+        raise outcome
+    return outcome
+
+
+def _conclude_in_words(run_uri: str, width: int, with_colours: bool) -> "tuple[Outcome | TlrayError, str]":
+    """`conclude` in another process: its outcome, or why there is none, and what it has printed."""
+    from tlray.conclude import conclude
+
+    console = Console(file=io.StringIO(), width=width, force_terminal=with_colours)
+    outcome: Outcome | TlrayError
+    try:
+        outcome = conclude(load_run(run_uri), console)
+    except TlrayError as error:
+        outcome = error
+    assert isinstance(console.file, io.StringIO)
+    return outcome, console.file.getvalue()
 
 
 def _say_what_was_found(run: Run, console: Console) -> None:

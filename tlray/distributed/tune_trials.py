@@ -19,14 +19,13 @@ from tlray import storage
 from tlray.budget.clock import Budget
 from tlray.config import TrialConfig
 from tlray.distributed.budget_stopper import BudgetStopper
-from tlray.distributed.driver import nested_trial
+from tlray.distributed.driver import in_process_trial, nested_trial
 from tlray.distributed.resources import DRIVER_MEMORY_BYTES, TrialResources
 from tlray.distributed.scheduler import make_scheduler, our_trial_id
 from tlray.distributed.watch import Watcher
-from tlray.distributed.worker import in_process_trial, trial_settings
 from tlray.prepare import Run
 from tlray.results import append_result, read_trial_result, stopped_marker, write_trial_result
-from tlray.training.trial import failed_result, trial_folder
+from tlray.training.record import failed_result, load_progress, trial_uri
 
 
 def tune_trials(
@@ -43,9 +42,9 @@ def tune_trials(
         nested = functools.partial(nested_trial, resources=resources, max_failures=config.sweep.max_failures)
         trainable = tune.with_resources(nested, {"memory": DRIVER_MEMORY_BYTES})
     else:
-        trainable = tune.with_resources(in_process_trial, {"cpu": resources.cpus, "gpu": resources.gpus})
-    settings = [trial_settings(run.uri, trial.trial_id, resources.threads) for trial in open_trials]
-    history = {trial.trial_id: trial_folder(run.uri, trial.trial_id).load_progress().history for trial in run.trials}
+        trainable = tune.with_resources(in_process_trial, functools.partial(_reserved, resources=resources))
+    settings = [{"run_uri": run.uri, "trial_id": trial.trial_id, "threads": resources.threads} for trial in open_trials]
+    history = {trial.trial_id: load_progress(trial_uri(run.uri, trial.trial_id)).history for trial in run.trials}
     with tempfile.TemporaryDirectory(prefix="tlray-tune-") as scratch:
         tune.Tuner(
             trainable,
@@ -69,11 +68,15 @@ def tune_trials(
         _end_of_budget(run.uri, [trial.trial_id for trial in open_trials], budget, watch)
 
 
+def _reserved(config: dict[str, Any], *, resources: TrialResources) -> tune.PlacementGroupFactory:
+    return tune.PlacementGroupFactory([resources.worker(config["trial"]["trial_id"])])
+
+
 def _end_of_budget(run_uri: str, trial_ids: Sequence[str], budget: Budget, watch: Watcher) -> None:
     """What had an epoch is scored as it stands, the rest is dropped."""
     for trial_id in trial_ids:
         if read_trial_result(run_uri, trial_id) is None and not storage.exists(stopped_marker(run_uri, trial_id)):
-            if trial_folder(run_uri, trial_id).load_progress().epoch > 0:
+            if load_progress(trial_uri(run_uri, trial_id)).epoch > 0:
                 _stop(run_uri, trial_id, watch)
             else:
                 budget.drop([trial_id])

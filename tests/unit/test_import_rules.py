@@ -87,6 +87,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "catalogue",
         "backbone",
         "freeze",
+        "footprint",
         "data",
         "demo_data",
         "activations",

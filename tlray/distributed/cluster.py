@@ -7,7 +7,7 @@ cluster.room({"CPU": 4, "GPU": 1})          # how many of these fit when the aut
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import ray
@@ -57,7 +57,8 @@ class ClusterSummary:
 
     def most(self, name: str) -> float:
         """Of a resource, when the cluster is as large as it may become."""
-        return max(self.total(name), _sum_of(name, self._kinds(), self._max_nodes()))
+        heads = sum(node.resources.get(name, 0.0) for node in self.nodes if node.is_head)
+        return max(self.total(name), heads + self._of_workers(lambda kind: kind.get(name, 0.0)))
 
     def room_now(self, each: Resources) -> int:
         """How many of `each` the nodes that are alive hold."""
@@ -65,7 +66,8 @@ class ClusterSummary:
 
     def room(self, each: Resources) -> int:
         """How many of `each` the cluster can come to hold."""
-        return max(self.room_now(each), _room(each, self._kinds(), self._max_nodes()))
+        heads = sum(how_many(node.resources, each) for node in self.nodes if node.is_head)
+        return max(self.room_now(each), heads + int(self._of_workers(lambda kind: how_many(kind, each))))
 
     def shapes(self) -> tuple[Resources, ...]:
         """The nodes that there are or may be, each kind once."""
@@ -88,14 +90,13 @@ class ClusterSummary:
     def _types(self) -> tuple[NodeType, ...]:
         return self.growth.types if self.growth is not None else ()
 
-    def _kinds(self) -> list[NodeType]:
-        """The head as it is, and the workers that may be."""
-        heads = [NodeType(resources=node.resources, count=1) for node in self.nodes if node.is_head]
-        return [*heads, *self._types()]
-
-    def _max_nodes(self) -> int:
-        heads = sum(node.is_head for node in self.nodes)
-        return heads + (self.growth.max_workers if self.growth is not None else 0)
+    def _of_workers(self, value: Callable[[Resources], float]) -> float:
+        """The sum of `value` over as many workers as there may be, of the kinds that have most of it."""
+        total, left = 0.0, self.growth.max_workers if self.growth is not None else 0
+        for each, count in sorted(((value(kind.resources), kind.count) for kind in self._types()), reverse=True):
+            total += each * min(count, left)
+            left -= min(count, left)
+        return total
 
 
 def connect() -> None:
@@ -148,20 +149,3 @@ def _counted(resources: Resources) -> dict[str, float]:
         for name, amount in sorted(resources.items())
         if amount and name not in left_out and not name.startswith("node:")
     }
-
-
-def _room(each: Resources, kinds: Iterable[NodeType], max_nodes: int) -> int:
-    """As many of the roomiest kinds as there may be nodes."""
-    room, left = 0, max_nodes
-    for fits, count in sorted(((how_many(kind.resources, each), kind.count) for kind in kinds), reverse=True):
-        room += fits * min(count, left)
-        left -= min(count, left)
-    return room
-
-
-def _sum_of(name: str, kinds: Iterable[NodeType], max_nodes: int) -> float:
-    total, left = 0.0, max_nodes
-    for amount, count in sorted(((kind.resources.get(name, 0.0), kind.count) for kind in kinds), reverse=True):
-        total += amount * min(count, left)
-        left -= min(count, left)
-    return total

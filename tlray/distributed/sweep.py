@@ -40,7 +40,7 @@ from tlray.results import (
     write_trial_result,
 )
 from tlray.training.fusion import can_fuse, fusion_key
-from tlray.training.record import failed_result
+from tlray.training.record import failed_result, load_progress, trial_uri
 
 
 def check_cluster(config: RunConfig) -> TrialResources:
@@ -123,17 +123,23 @@ def _tune(
             return
         from tlray.distributed.tune_trials import tune_trials
 
+        before = _epochs_done(run)
         try:
-            tune_trials(run, open_trials, budget, resources, watch)
-            return
+            if not tune_trials(run, open_trials, budget, resources, watch):
+                return
+            failures = 0
         except RuntimeError as error:
             # Tune gives up the whole sweep when Ray kills one trial's process for want of memory. The run folder
             # knows how far each trial is, so a new Tune goes on from there.
-            failures += 1
+            failures = failures + 1 if _epochs_done(run) == before else 1
             if failures > run.config.sweep.max_failures:
                 reason = str(error).splitlines()[0]
                 raise TrialError(f"the sweep broke down: {reason}; `tlray resume {run.uri}` goes on") from error
             watch.sweep_broke(str(error).splitlines()[0])
+
+
+def _epochs_done(run: Run) -> int:
+    return sum(load_progress(trial_uri(run.uri, trial.trial_id)).epoch for trial in run.trials)
 
 
 def _conclude(run: Run, trials: Sequence[TrialConfig], resources: TrialResources, watch: Watcher) -> None:

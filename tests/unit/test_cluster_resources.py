@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from tlray.config import RunConfig
-from tlray.distributed.autoscaling import Growth, NodeType, growth_of
+from tlray.distributed.autoscaling import Growth, NodeType, growth_of, of_kubernetes
 from tlray.distributed.cluster import ClusterSummary, Node
 from tlray.distributed.resources import cpu_tasks, model_tasks, trial_resources
 from tlray.distributed.tasks import check_gpu, load_trial
@@ -137,3 +138,43 @@ def test_a_process_with_a_gpu_that_torch_does_not_see_refuses_to_work(monkeypatc
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(TrialError, match=r"GPU 3, and torch .* sees none"):
         check_gpu()
+
+
+def test_a_pod_reads_what_its_own_ray_cluster_may_grow_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {"cpu": "8", "memory": "32Gi", "nvidia.com/gpu": "1"}
+    template = {"spec": {"containers": [{"name": "ray", "resources": {"limits": limits, "requests": limits}}]}}
+    group = {"groupName": "gpu", "minReplicas": 0, "maxReplicas": 5, "rayStartParams": {}, "template": template}
+    head = {"rayStartParams": {"num-cpus": "0"}, "template": template}
+    cluster = {
+        "metadata": {"name": "birds", "namespace": "ml"},
+        "spec": {"enableInTreeAutoscaling": True, "headGroupSpec": head, "workerGroupSpecs": [group]},
+    }
+    asked: list[str] = []
+
+    def answer(client: Any, path: str) -> Any:
+        asked.append(path)
+        return cluster
+
+    (tmp_path / "namespace").write_text("ml")
+    monkeypatch.setattr("tlray.distributed.autoscaling.NAMESPACE_FILE", tmp_path / "namespace")
+    monkeypatch.setattr("ray.autoscaler._private.kuberay.node_provider.KubernetesHttpApiClient.get", answer)
+    monkeypatch.setenv("RAY_CLUSTER_NAME", "birds")
+    growth = of_kubernetes()
+    assert asked == ["rayclusters/birds"]
+    assert growth is not None
+    assert (growth.max_workers, growth.types[0].resources["CPU"], growth.types[0].resources["GPU"]) == (5, 8, 1)
+    cluster["spec"]["enableInTreeAutoscaling"] = False
+    assert of_kubernetes() is None
+
+
+def test_a_pod_that_may_not_read_its_ray_cluster_knows_nothing_of_its_growth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(client: Any, path: str) -> Any:
+        raise requests.HTTPError("403 Forbidden")
+
+    (tmp_path / "namespace").write_text("ml")
+    monkeypatch.setattr("tlray.distributed.autoscaling.NAMESPACE_FILE", tmp_path / "namespace")
+    monkeypatch.setattr("ray.autoscaler._private.kuberay.node_provider.KubernetesHttpApiClient.get", refuse)
+    monkeypatch.setenv("RAY_CLUSTER_NAME", "birds")
+    assert of_kubernetes() is None

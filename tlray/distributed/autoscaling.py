@@ -41,7 +41,7 @@ class Growth:
 
 def find_growth() -> Growth | None:
     """Ray must be connected. Whatever cannot be read counts as not there."""
-    return _reported() or _of_kubernetes() or _of_the_head()
+    return _reported() or of_kubernetes() or _of_the_head()
 
 
 def growth_of(config: Mapping[str, Any], source: str) -> Growth | None:
@@ -71,7 +71,7 @@ def _reported() -> Growth | None:
     return Growth(types=types, max_workers=sum(kind.count for kind in types), source="the cluster's platform")
 
 
-def _of_kubernetes() -> Growth | None:
+def of_kubernetes() -> Growth | None:
     """KubeRay lets the pods of an autoscaling cluster read their own RayCluster."""
     name = os.environ.get("RAY_CLUSTER_NAME")
     if not name or not NAMESPACE_FILE.is_file():

@@ -19,7 +19,7 @@ from tlray.activations.keys import ActivationKey
 from tlray.activations.location import open_store
 from tlray.activations.planned import source_of
 from tlray.budget.clock import Budget
-from tlray.config import RunConfig, TrialConfig
+from tlray.config import TrialConfig
 from tlray.data.prepared import open_prepared
 from tlray.distributed.activation_pass import compute_activations
 from tlray.distributed.budgeting import open_budget, within_budget
@@ -41,11 +41,6 @@ from tlray.results import (
 )
 from tlray.training.fusion import can_fuse, fusion_key
 from tlray.training.record import failed_result, load_progress, trial_uri
-
-
-def check_cluster(config: RunConfig) -> TrialResources:
-    """What a trial gets on the cluster; ClusterError when that is more than it can have."""
-    return trial_resources(config, cluster_summary(config.cluster))
 
 
 def run_sweep(run: Run, watch: Watcher) -> None:

@@ -34,7 +34,7 @@ def check_resources(config: RunConfig, cluster: Cluster, fit_trial: FitTrial) ->
         resources = fit_trial(config, cluster)
     except InputError as error:
         return Check("trials at once", "problem", str(error)), None
-    return Check("trials at once", "ok", f"{resources.concurrent} on the cluster as it is now"), resources
+    return Check("trials at once", "ok", f"{resources.concurrent} on the cluster"), resources
 
 
 def check_trials(

@@ -27,11 +27,10 @@ from tlray.training.loop import model_inputs, place, thaw_plan
 from tlray.training.probe_checkpoint import GroupFolder, Row
 from tlray.training.probe_loop import GroupReport, fit_group
 from tlray.training.probes import StackedHeads, fusable_suffix
-from tlray.training.record import Progress
+from tlray.training.record import Progress, failed_result
 from tlray.training.trial import (
     TrialImages,
     described,
-    failed_result,
     run_trial,
     scored_result,
     trial_folder,

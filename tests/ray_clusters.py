@@ -110,10 +110,13 @@ def fixed_cluster() -> Iterator[RunningCluster]:
 
 
 def start_worker(cluster: RunningCluster, *, num_cpus: int, within: tuple[str, ...] = ()) -> psutil.Process:
-    """One more raylet, with all its processes below the returned one; `within`: a command to start it in."""
+    """One more raylet, with an address and with all its processes below the returned one.
+
+    `within`: a command to start it in.
+    """
     before = len(raylets(cluster.folder))
     command = [
-        *(*within, RAY, "start", f"--address={cluster.address}", "--block", "--node-ip-address=127.0.0.1"),
+        *(*within, RAY, "start", f"--address={cluster.address}", "--block", f"--node-ip-address=127.0.0.{before + 1}"),
         *(f"--num-cpus={num_cpus}", f"--object-store-memory={OBJECT_STORE}", *_free_ports()),
     ]
     log = cluster.folder / f"worker-{before}.log"

@@ -47,7 +47,7 @@ def small_sweep(make_config: MakeConfig, **sweep: Any) -> RunConfig:
     """Six trials and the baseline, none of which is stopped early."""
     return make_config(
         search_space={"lr": {"grid": [0.001, 0.002, 0.003, 0.004, 0.005, 0.006]}},
-        training={"epochs": 12, "batch_size": 8, "augmentation": "none"},
+        training={"epochs": 100, "batch_size": 8, "augmentation": "none"},
         sweep={"scheduler": "fifo", "resources_per_worker": {"accelerator": 1}, **sweep},
         cluster={"wait_minutes": 2},
         export={"top_k": 1},

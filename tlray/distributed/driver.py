@@ -36,7 +36,7 @@ def nested_trial(config: dict[str, Any], *, resources: TrialResources, max_failu
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.num_workers,
             use_gpu=resources.gpus > 0,
-            resources_per_worker=resources.worker(),
+            resources_per_worker=resources.worker(settings["trial_id"]),
         ),
         run_config=ray.train.RunConfig(
             name=settings["trial_id"],

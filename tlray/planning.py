@@ -129,7 +129,9 @@ def make_plan(config: RunConfig, manifest: Manifest, trials: Sequence[TrialConfi
 
 
 def _planned(config: RunConfig, trial: TrialConfig, backbone: Backbone, num_images: dict[str, int]) -> PlannedTrial:
-    share = _gpu_share(trial, backbone) if config.sweep.gpus_per_worker == "auto" else 1.0
+    share = 1.0
+    if config.sweep.gpus_per_worker == "auto":
+        share = gpu_share(trial_footprint(trial, backbone).memory_bytes, gpu_bytes())
     most = thaw_plan(backbone, trial).most
     freeze(backbone, most)
     parameters = list(backbone.model.parameters())
@@ -150,12 +152,9 @@ def _planned(config: RunConfig, trial: TrialConfig, backbone: Backbone, num_imag
     )
 
 
-def _gpu_share(trial: TrialConfig, backbone: Backbone) -> float:
-    """Of the GPU that the planning runs on, which is one of those that trials get."""
-    if not torch.cuda.is_available():
-        return 1.0
-    gpu_bytes = torch.cuda.get_device_properties(0).total_memory
-    return gpu_share(trial_footprint(trial, backbone).memory_bytes, gpu_bytes)
+def gpu_bytes() -> int:
+    """Memory of the GPU that the planning runs on, which is one of those that trials get; 0 without one."""
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
 
 
 def _words_on_shares(shares: Mapping[str, float]) -> tuple[str, ...]:
@@ -163,7 +162,7 @@ def _words_on_shares(shares: Mapping[str, float]) -> tuple[str, ...]:
     if not shares:
         return ()
     each = ", ".join(f"{count} trials {share:g}" for share, count in sorted(Counter(shares.values()).items()))
-    return (f"sweep.gpus_per_worker auto: of a GPU, by the memory that they need, {each}; the others 1",)
+    return (f"sweep.gpus_per_worker auto: of a GPU, by the memory that they need, {each}",)
 
 
 def _resolved(config: RunConfig) -> RunConfig:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import requests
 
+from tlray import planning
 from tlray.config import RunConfig
 from tlray.distributed.autoscaling import Growth, NodeType, growth_of, of_kubernetes
 from tlray.distributed.cluster import ClusterSummary, Node
@@ -178,3 +179,28 @@ def test_a_pod_that_may_not_read_its_ray_cluster_knows_nothing_of_its_growth(
     monkeypatch.setattr("ray.autoscaler._private.kuberay.node_provider.KubernetesHttpApiClient.get", refuse)
     monkeypatch.setenv("RAY_CLUSTER_NAME", "birds")
     assert of_kubernetes() is None
+
+
+def test_the_plan_says_which_trials_share_a_gpu(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU's size alone is made up: two gigabytes, of which a linear probe of the tiny network takes a third."""
+    network = {"id": "timm/test_resnet", "weights": "none", "input_size": 32}
+    config = RunConfig.model_validate(
+        {
+            "name": "test",
+            "storage": str(tmp_path),
+            "data": {"train": str(image_folder)},
+            "backbones": [network],
+            "baseline": {"backbone": network},
+            "strategies": ["linear_probe"],
+            "training": {"epochs": 1, "batch_size": 8},
+            "sweep": {"gpus_per_worker": "auto"},
+        }
+    )
+    monkeypatch.setattr(planning, "gpu_bytes", lambda: 2 * 2**30)
+    plan = planning.plan_run(config).plan
+    assert {trial.gpu_share for trial in plan.trials} == {0.3333}
+    assert "sweep.gpus_per_worker auto: of a GPU, by the memory that they need, 2 trials 0.3333" in plan.notes[-1]
+    monkeypatch.setattr(planning, "gpu_bytes", lambda: 0)
+    assert {trial.gpu_share for trial in planning.plan_run(config).plan.trials} == {1.0}

@@ -43,6 +43,7 @@ class RunningCluster:
     address: str
     environment: dict[str, str]
     folder: Path
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)  # that this one has started
 
 
 @contextlib.contextmanager
@@ -83,30 +84,30 @@ def autoscaling_cluster(node_types: dict[str, dict[str, Any]], *, idle_seconds: 
         "file_mounts_sync_continuously": False,
     }
     (folder / "autoscaler.yaml").write_text(json.dumps(config))
-    environment = _environment(port)
+    cluster = RunningCluster(f"127.0.0.1:{port}", _environment(port), folder)
     fake = {
         "RAY_FAKE_CLUSTER": "1",
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     }
     try:
-        _start_head(port, folder, environment | fake, f"--autoscaling-config={folder / 'autoscaler.yaml'}")
-        yield RunningCluster(f"127.0.0.1:{port}", environment, folder)
+        _start_head(cluster, fake, f"--autoscaling-config={folder / 'autoscaler.yaml'}")
+        yield cluster
     finally:
-        _remove(folder, port)
+        _remove(cluster)
 
 
 @contextlib.contextmanager
 def fixed_cluster() -> Iterator[RunningCluster]:
     """A head without CPUs; `start_worker` adds nodes. A node that is lost is noticed in seconds."""
-    port, folder = free_port(), _new_folder()
+    port = free_port()
     quick = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
-    environment = _environment(port) | quick
+    cluster = RunningCluster(f"127.0.0.1:{port}", _environment(port) | quick, _new_folder())
     try:
-        _start_head(port, folder, environment)
-        yield RunningCluster(f"127.0.0.1:{port}", environment, folder)
+        _start_head(cluster, {})
+        yield cluster
     finally:
-        _remove(folder, port)
+        _remove(cluster)
 
 
 def start_worker(cluster: RunningCluster, *, num_cpus: int, within: tuple[str, ...] = ()) -> psutil.Process:
@@ -119,16 +120,7 @@ def start_worker(cluster: RunningCluster, *, num_cpus: int, within: tuple[str, .
         *(*within, RAY, "start", f"--address={cluster.address}", "--block", f"--node-ip-address=127.0.0.{before + 1}"),
         *(f"--num-cpus={num_cpus}", f"--object-store-memory={OBJECT_STORE}", *_free_ports()),
     ]
-    log = cluster.folder / f"worker-{before}.log"
-    process = subprocess.Popen(
-        command, stdout=log.open("wb"), stderr=subprocess.STDOUT, env=cluster.environment, start_new_session=True
-    )
-    deadline = time.monotonic() + 60
-    while len(raylets(cluster.folder)) == before:
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.2)
-    return psutil.Process(process.pid)
+    return psutil.Process(_start(cluster, command, cluster.environment, num_raylets=before + 1).pid)
 
 
 def kill_node(node: psutil.Process) -> None:
@@ -160,33 +152,42 @@ def _free_ports() -> tuple[str, ...]:
     return (*agents, "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats")
 
 
-def _start_head(port: int, folder: Path, environment: dict[str, str], *options: str) -> None:
-    process = subprocess.Popen(
-        [
-            *(RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=0"),
-            *(f"--temp-dir={folder}", "--include-dashboard=False", f"--ray-client-server-port={free_port()}"),
-            *(f"--object-store-memory={OBJECT_STORE}", *_free_ports(), *options),
-        ],
-        stdout=(folder / "head.log").open("wb"),
-        stderr=subprocess.STDOUT,
-        env={name: value for name, value in environment.items() if name != "RAY_ADDRESS"},
-        start_new_session=True,
-    )
+def _start_head(cluster: RunningCluster, more: dict[str, str], *options: str) -> None:
+    port = cluster.address.rpartition(":")[2]
+    command = [
+        *(RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=0"),
+        *(f"--temp-dir={cluster.folder}", "--include-dashboard=False", f"--ray-client-server-port={free_port()}"),
+        *(f"--object-store-memory={OBJECT_STORE}", *_free_ports(), *options),
+    ]
+    environment = {name: value for name, value in cluster.environment.items() if name != "RAY_ADDRESS"}
+    _start(cluster, command, environment | more, num_raylets=1)
+
+
+def _start(
+    cluster: RunningCluster, command: list[str], environment: dict[str, str], num_raylets: int
+) -> subprocess.Popen[bytes]:
+    """A node's raylet starts last: when there are `num_raylets`, it has."""
+    log = cluster.folder / f"node-{num_raylets}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+    cluster.processes.append(process)
     deadline = time.monotonic() + 60
-    while not raylets(folder):  # it starts last
-        assert process.poll() is None, (folder / "head.log").read_text()
-        assert time.monotonic() < deadline, "the head did not start"
+    while len(raylets(cluster.folder)) < num_raylets:
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.2)
+    return process
 
 
-def _remove(folder: Path, port: int) -> None:
+def _remove(cluster: RunningCluster) -> None:
     """Not `ray stop`, which would end every Ray of this machine."""
-    _kill_all_that_name(str(folder), f"127.0.0.1:{port}")
-    for process in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):
-            if process.status() == psutil.STATUS_ZOMBIE:
-                process.wait(timeout=0)
-    shutil.rmtree(folder, ignore_errors=True)
+    _kill_all_that_name(str(cluster.folder), cluster.address)
+    for process in cluster.processes:
+        process.kill()
+        process.wait(timeout=60)
+    shutil.rmtree(cluster.folder, ignore_errors=True)
 
 
 def _kill_all_that_name(*words: str) -> None:

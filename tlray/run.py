@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
@@ -35,15 +34,12 @@ from tlray.prepare import Run, finish, load_run, prepare_run
 from tlray.progress import SweepProgress
 from tlray.ranking.result import Ranking, describe_choice, save_ranking, shortlisted, wants_shortlist
 from tlray.ranking.tables import ranking_table
-from tlray.results import load_results
-
-if TYPE_CHECKING:
-    from tlray.conclude import Outcome
+from tlray.results import Outcome, load_results
 
 BEFORE_THE_RUN = "start it again: images and activations that it had prepared are kept"
 
 
-def run(config: RunConfig, run_uri: str, console: Console) -> "Outcome":
+def run(config: RunConfig, run_uri: str, console: Console) -> Outcome:
     """Do all that `config` asks for; InputError before anything is spent where it cannot be done."""
     connect()
     with interruptible(run_uri, BEFORE_THE_RUN):
@@ -57,7 +53,7 @@ def run(config: RunConfig, run_uri: str, console: Console) -> "Outcome":
         return _sweep_and_conclude(prepared, console)
 
 
-def resume(run_uri: str, console: Console) -> "Outcome":
+def resume(run_uri: str, console: Console) -> Outcome:
     """Go on with an interrupted run: finished trials stay finished, others continue from their last checkpoint."""
     connect()
     with interruptible(run_uri):
@@ -161,7 +157,7 @@ def _rank(config: RunConfig, run_uri: str, console: Console) -> tuple[RunConfig,
     return config, ranking, manifest
 
 
-def _sweep_and_conclude(run: Run, console: Console) -> "Outcome":
+def _sweep_and_conclude(run: Run, console: Console) -> Outcome:
     finished = [result.trial_id for result in load_results(run.uri) if result.status != "failed"]
     with SweepProgress(run.trials, finished, console) as progress:
         run_sweep(run, progress)
@@ -177,7 +173,7 @@ def _sweep_and_conclude(run: Run, console: Console) -> "Outcome":
     return outcome
 
 
-def _conclude_in_words(run_uri: str, width: int, with_colours: bool) -> "tuple[Outcome | TlrayError, str]":
+def _conclude_in_words(run_uri: str, width: int, with_colours: bool) -> tuple[Outcome | TlrayError, str]:
     """`conclude` in another process: its outcome, or why there is none, and what it has printed."""
     from tlray.conclude import conclude
 

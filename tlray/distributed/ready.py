@@ -21,6 +21,7 @@ from tlray.distributed.resources import TrialResources, trial_resources
 from tlray.errors import ClusterError, StorageError
 from tlray.prepare import with_absolute_locations
 
+WRITTEN = ("storage", "activations.location", "data.prepared")
 SECONDS_TO_LOOK = 60.0  # for the nodes to say what they see; one that starts no process in that time is not asked again
 POLL_SECONDS = 1.0
 
@@ -67,7 +68,7 @@ def _check_locations(config: RunConfig) -> None:
         return
     places = _local_places(config)
     token = f".tlray-{secrets.token_hex(8)}"
-    written = [path for field, path in places.items() if field in ("storage", "activations.location", "data.prepared")]
+    written = [path for field, path in places.items() if field in WRITTEN]
     try:
         for path in written:
             Path(path).mkdir(parents=True, exist_ok=True)
@@ -121,7 +122,12 @@ def _local_places(config: RunConfig) -> dict[str, str]:
     for backbone in (*backbones, config.baseline.backbone):
         if backbone.weights not in ("pretrained", "none"):
             named[f"weights of {backbone.id}"] = backbone.weights
-    return {field: uri for field, uri in named.items() if uri is not None and not storage.is_remote(uri)}
+    below = f"{config.storage}/"  # seen with it
+    return {
+        field: uri
+        for field, uri in named.items()
+        if uri is not None and not storage.is_remote(uri) and not uri.startswith(below)
+    }
 
 
 @ray.remote

@@ -71,8 +71,8 @@ def _check_locations(config: RunConfig) -> None:
     written = [path for field, path in places.items() if field in WRITTEN]
     try:
         for path in written:
-            Path(path).mkdir(parents=True, exist_ok=True)
-            (Path(path) / token).touch()
+            storage.check_writable(path)
+            storage.write_text(storage.join(path, token), "")
         looked_for = {
             field: os.path.join(path, token) if path in written else path
             for field, path in places.items()

@@ -6,7 +6,7 @@ Counted by what the cluster can become, not by what it is now: work that waits i
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tlray.config import RunConfig, SweepConfig
@@ -116,7 +116,7 @@ def trial_resources(
         raise ClusterError(_does_not_fit(resources, cluster))
     if sweep.max_concurrent_trials is not None:
         concurrent = min(concurrent, sweep.max_concurrent_trials)
-    return TrialResources(**{**vars(resources), "concurrent": concurrent})
+    return replace(resources, concurrent=concurrent)
 
 
 def _gpus(sweep: SweepConfig, cluster: ClusterSummary) -> float:

@@ -148,12 +148,12 @@ def test_a_stopped_job_can_be_resumed_by_another(head: dict[str, str], image_fol
     run_uri = run_folders(log)[0]
     assert "interrupted by SIGTERM" in log
     assert f"tlray resume {run_uri}" in log
-    assert "STOPPED" in ray_job(head, "status", "stopped").stdout
+    assert "Job 'stopped' was stopped" in ray_job(head, "status", "stopped").stdout
     assert not storage.exists(storage.join(run_uri, "DONE"))
     resumed = submit(head, "--resume", run_uri, name="resumed")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert run_folders(resumed.stdout) == [run_uri, run_uri]
-    assert "SUCCEEDED" in ray_job(head, "status", "resumed").stdout
+    assert "Job 'resumed' succeeded" in ray_job(head, "status", "resumed").stdout
     assert all(  # none is repeated: each epoch once, in order
         [json.loads(row)["epoch"] for row in history.read_text().splitlines()] == list(range(1, 16))
         for history in Path(run_uri).glob("trials/*-full/history.jsonl")

@@ -166,7 +166,7 @@ def _start_head(cluster: RunningCluster, more: dict[str, str], *options: str) ->
 def _start(
     cluster: RunningCluster, command: list[str], environment: dict[str, str], num_raylets: int
 ) -> subprocess.Popen[bytes]:
-    """A node's raylet starts last: when there are `num_raylets`, it has."""
+    """Until the node has joined, as the cluster's `num_raylets`-th."""
     log = cluster.folder / f"node-{num_raylets}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -174,7 +174,7 @@ def _start(
         )
     cluster.processes.append(process)
     deadline = time.monotonic() + 60
-    while len(raylets(cluster.folder)) < num_raylets:
+    while "Ray runtime started" not in log.read_text():
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.2)

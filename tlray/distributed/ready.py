@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tlray import storage
 from tlray.config import RunConfig
 from tlray.distributed.cluster import ClusterSummary, cluster_summary, describe, how_many
-from tlray.distributed.resources import TrialResources, trial_resources
+from tlray.distributed.resources import TrialResources, trial_resources, worker_resources
 from tlray.errors import ClusterError, StorageError
 from tlray.prepare import with_absolute_locations
 
@@ -29,22 +29,22 @@ POLL_SECONDS = 1.0
 def make_ready(config: RunConfig, say: Callable[[str], None]) -> TrialResources:
     """Wait for a node that holds a worker of a trial, then check what the nodes see; `say` is told of a wait."""
     cluster = cluster_summary(config.cluster)
-    resources = trial_resources(config, cluster)
-    _wait_for_a_node(config, cluster, resources, say)
+    if cluster.most("CPU") > 0:
+        trial_resources(config, cluster)  # refused before it waits for what can never come
+    _wait_for_a_node(config, cluster, say)
     _check_locations(config)
-    return resources
+    return trial_resources(config, cluster_summary(config.cluster))
 
 
-def _wait_for_a_node(
-    config: RunConfig, cluster: ClusterSummary, resources: TrialResources, say: Callable[[str], None]
-) -> None:
+def _wait_for_a_node(config: RunConfig, cluster: ClusterSummary, say: Callable[[str], None]) -> None:
     """Ask for one worker's resources, which is what makes an autoscaler start a node."""
-    worker = resources.worker()
+    worker = worker_resources(config.sweep, cluster)
     if any(how_many(node.resources, worker) for node in cluster.nodes):
         return
     minutes = config.cluster.wait_minutes
     say(f"waiting up to {minutes:g} min for a node with {describe(worker)}: there is {cluster.in_words()}")
-    asked = _nothing.options(num_cpus=resources.cpus, num_gpus=resources.gpus, resources=dict(resources.custom))
+    custom = dict(config.sweep.resources_per_worker)
+    asked = _nothing.options(num_cpus=worker["CPU"], num_gpus=worker.get("GPU", 0), resources=custom)
     started = time.monotonic()
     answer = asked.remote()
     while not ray.wait([answer], timeout=POLL_SECONDS)[0]:

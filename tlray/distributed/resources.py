@@ -42,8 +42,7 @@ class TrialResources:
 
     def worker(self, trial_id: str = "") -> dict[str, float]:
         """What Ray reserves for a worker, by its names."""
-        gpus = self.gpus_of(trial_id)
-        return {"CPU": self.cpus, **({"GPU": gpus} if gpus else {}), **self.custom}
+        return _worker(self.cpus, self.gpus_of(trial_id), self.custom)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +116,15 @@ def trial_resources(
     if sweep.max_concurrent_trials is not None:
         concurrent = min(concurrent, sweep.max_concurrent_trials)
     return replace(resources, concurrent=concurrent)
+
+
+def worker_resources(sweep: SweepConfig, cluster: ClusterSummary) -> dict[str, float]:
+    """What one worker of a trial asks for, before it is known whether the cluster can have it."""
+    return _worker(sweep.cpus_per_worker, _gpus(sweep, cluster), sweep.resources_per_worker)
+
+
+def _worker(cpus: float, gpus: float, custom: Mapping[str, float]) -> dict[str, float]:
+    return {"CPU": cpus, **({"GPU": gpus} if gpus else {}), **custom}
 
 
 def _gpus(sweep: SweepConfig, cluster: ClusterSummary) -> float:

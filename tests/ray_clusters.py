@@ -140,6 +140,7 @@ def _environment(port: int) -> dict[str, str]:
     return {
         **os.environ,
         "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONUNBUFFERED": "1",  # `ray start` says in its log that it is done
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_ADDRESS": f"127.0.0.1:{port}",

@@ -1,6 +1,6 @@
 """Every image's feature vectors as Parquet files, as a Ray job; the first and last line of its log name the run folder.
 
-ray job submit --working-dir . -- python jobs/features.py --config configs/demo.yaml
+ray job submit --working-dir . --entrypoint-num-cpus 0 -- python jobs/features.py --config configs/demo.yaml
 """
 
 import argparse

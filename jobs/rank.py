@@ -1,6 +1,6 @@
 """The backbones scored before a sweep, as a Ray job; the first and the last line of its log name the run folder.
 
-ray job submit --working-dir . -- python jobs/rank.py --config configs/demo.yaml
+ray job submit --working-dir . --entrypoint-num-cpus 0 -- python jobs/rank.py --config configs/demo.yaml
 """
 
 import argparse

@@ -1,7 +1,9 @@
 """A whole run as a Ray job; the first and the last line of its log name the run folder.
 
-ray job submit --working-dir . -- python jobs/sweep.py --config configs/demo.yaml training.epochs=5
-ray job submit --working-dir . -- python jobs/sweep.py --resume s3://bucket/runs/birds/20260101-120000-ab12
+`ray job stop` is a clean end: finished trials stay, the others go on from their last checkpoint with --resume.
+
+ray job submit --working-dir . --entrypoint-num-cpus 0 -- python jobs/sweep.py --config configs/demo.yaml
+ray job submit --working-dir . --entrypoint-num-cpus 0 -- python jobs/sweep.py --resume s3://bucket/runs/birds/RUN
 """
 
 import argparse

@@ -304,18 +304,20 @@ def doctor(
     """Say what is wrong with this installation, the cluster, the storage and the weights, before money is spent."""
     from tlray.doctor import checks_table, run_checks
 
+    loaded = load_config(config, overrides) if config else None
+
     def cluster() -> Any:
         # A broken Ray must be a finding of the doctor, not the end of it.
-        from tlray.distributed.resources import cluster_summary
+        from tlray.distributed.cluster import cluster_summary
 
-        return cluster_summary()
+        return cluster_summary(loaded.cluster if loaded is not None else None)
 
     def resources(run_config: Any, summary: Any) -> Any:
         from tlray.distributed.resources import trial_resources
 
         return trial_resources(run_config, summary)
 
-    checks = run_checks(load_config(config, overrides) if config else None, cluster, resources)
+    checks = run_checks(loaded, cluster, resources)
     _show(checks, checks_table(checks), as_json)
     if any(check.status == "problem" for check in checks):
         raise typer.Exit(1)

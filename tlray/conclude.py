@@ -4,7 +4,6 @@ outcome = conclude(run, console)      # the same after a sweep, after a resume a
 """
 
 import re
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,19 +18,10 @@ from tlray.errors import TrialError
 from tlray.export import export_bundle
 from tlray.prepare import Run, finish
 from tlray.report import agreement_table, leaderboard_table, read_found, write_report
-from tlray.results import Leaderboard, LeaderboardRow, load_results, write_leaderboard
+from tlray.results import Leaderboard, LeaderboardRow, Outcome, load_results, write_leaderboard
 from tlray.training.trial import load_trained
 
 NUM_SAMPLES = 8  # test images on which the formats of an export are compared
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run came to: its folder, its leaderboard and the bundles it exported."""
-
-    run_uri: str
-    leaderboard: Leaderboard
-    exports: tuple[str, ...]
 
 
 def conclude(run: Run, console: Console) -> Outcome:

@@ -213,7 +213,49 @@ class SweepConfig(Section):
     trainer: Literal["auto", "ray_train"] = Field("auto", description="auto: in the Tune actor where one worker does")
     workers_per_trial: int = Field(1, ge=1)
     cpus_per_worker: float = Field(1, gt=0)
-    gpus_per_worker: float | None = Field(None, ge=0, description="by default 1 where the cluster has GPUs, else 0")
+    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] | None = Field(
+        None,
+        description="by default 1 where the cluster has GPUs, else 0; auto: the share of a GPU whose memory the trial "
+        "needs, by the plan",
+    )
+    resources_per_worker: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="further resources of Ray's, by name: accelerator_type:A100, or your own"
+    )
+
+    @model_validator(mode="after")
+    def resources_have_one_name(self) -> "SweepConfig":
+        for name, field in (("CPU", "cpus_per_worker"), ("GPU", "gpus_per_worker")):
+            if name in self.resources_per_worker:
+                raise ValueError(f"resources_per_worker has {name}, which {field} says")
+        return self
+
+    @model_validator(mode="after")
+    def workers_that_train_together_have_whole_gpus(self) -> "SweepConfig":
+        gpus = self.gpus_per_worker
+        if self.workers_per_trial > 1 and (gpus == "auto" or (gpus is not None and 0 < gpus < 1)):
+            raise ValueError(
+                f"gpus_per_worker is {gpus} with workers_per_trial {self.workers_per_trial}: "
+                "workers that train together need whole GPUs"
+            )
+        return self
+
+
+class NodeTypeConfig(Section):
+    """Nodes of one kind that an autoscaler may start."""
+
+    cpus: float = Field(ge=0)
+    gpus: float = Field(0, ge=0)
+    resources: dict[str, float] = Field(default_factory=dict, description="further resources, by name")
+    max_workers: int = Field(ge=1, description="so many of them at most")
+
+
+class ClusterConfig(Section):
+    """The cluster that a run waits for. Trials and tasks are asked for by what it can become, so that it grows."""
+
+    node_types: tuple[NodeTypeConfig, ...] = Field(
+        (), description="what the autoscaler may start; by default read from where Ray keeps its configuration"
+    )
+    wait_minutes: float = Field(20, ge=0, description="for the first node that holds a trial, before the run gives up")
 
 
 class BudgetConfig(Section):
@@ -332,6 +374,7 @@ class RunConfig(Section):
     activations: ActivationsConfig = ActivationsConfig()
     ranking: RankingConfig = RankingConfig()
     sweep: SweepConfig = SweepConfig()
+    cluster: ClusterConfig = ClusterConfig()
     export: ExportConfig = ExportConfig()
     budget: BudgetConfig = BudgetConfig()
     prices: PricesConfig | None = None

@@ -35,6 +35,9 @@ DRIVER_BYTES = 1500 * 2**20  # the two processes that Ray Train puts above the w
 NUM_CHECKPOINTS = 3
 NUMBER_BYTES = 4
 PROBE_BATCH = 2  # BatchNorm in training mode refuses a single image
+CUDA_CONTEXT_BYTES = 600 * 2**20  # what CUDA and its libraries keep on a GPU for each process
+HEAD_ROOM = 1.25  # over the formula: cudnn's workspaces, and what the allocator cannot use again
+MOST_ON_A_GPU = 8  # trials; more only share its arithmetic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,16 @@ def trial_footprint(trial: TrialConfig, backbone: Backbone, num_workers: int = 1
         activations=images_per_worker * (per_image if recipe.precision == "float32" else per_image // 2),
         disk_bytes=NUM_CHECKPOINTS * (trainable + optimizer),
     )
+
+
+def gpu_share(memory_bytes: int, gpu_bytes: int) -> float:
+    """The share of a GPU that a worker of `memory_bytes` reserves: 1, 1/2, ... 1/8, rounded up; 1 where it needs all.
+
+    Written with four digits and rounded down there, Ray's resolution, so that as many do fit.
+    """
+    needed = HEAD_ROOM * memory_bytes + CUDA_CONTEXT_BYTES
+    fit = max(1, min(MOST_ON_A_GPU, int(gpu_bytes // needed)))
+    return math.floor(10_000 / fit) / 10_000
 
 
 def activation_bytes_per_image(model: nn.Module, input_size: tuple[int, int]) -> int:

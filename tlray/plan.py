@@ -33,6 +33,7 @@ class PlannedTrial(BaseModel):
     input_size: tuple[int, int]  # height, width
     image_passes: int
     seconds: float = 0.0  # expected, alone, without the start of its process
+    gpu_share: float = 1.0  # of a GPU, where `sweep.gpus_per_worker` is auto
 
 
 class Plan(BaseModel):

@@ -6,7 +6,10 @@
 Checks go from the cheap to the dear: storage, images, every backbone with its weights, every freeze strategy on it.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import torch
 
 from tlray import storage
 from tlray.activations.decision import plan_sources, within
@@ -25,6 +28,7 @@ from tlray.data.prepared import prepare_manifest, with_preparation
 from tlray.demo_data import make_demo_data
 from tlray.errors import ConfigError
 from tlray.features import features_config
+from tlray.footprint import gpu_share, trial_footprint
 from tlray.freeze import freeze
 from tlray.plan import Plan, PlannedRun, PlannedTrial
 from tlray.prepare import with_absolute_locations
@@ -62,7 +66,7 @@ def plan_run(
         notes.append(advice.reason)
     trials = tuple(list_trials(config))
     plan = make_plan(config, manifest, trials, machines or this_machine(config))
-    return PlannedRun(config, manifest, trials, plan.model_copy(update={"notes": tuple(notes)}))
+    return PlannedRun(config, manifest, trials, plan.model_copy(update={"notes": (*notes, *plan.notes)}))
 
 
 def plan_ranking(config: RunConfig, machines: Machines | None = None) -> tuple[PlannedRun, Manifest]:
@@ -108,11 +112,12 @@ def make_plan(config: RunConfig, manifest: Manifest, trials: Sequence[TrialConfi
             BackboneConfig.model_validate_json(config_key), len(manifest.classes), seed=config.seed
         )
         same = [trial for trial in trials if trial.backbone.model_dump_json() == config_key]
-        planned |= {trial.trial_id: _planned(trial, backbone, num_images) for trial in same}
+        planned |= {trial.trial_id: _planned(config, trial, backbone, num_images) for trial in same}
         sources = plan_sources(config, manifest, backbone, same, store, speed)
         timed |= time_trials(config, manifest, backbone, same, sources)  # last: it trains the model
         found += sources
     sources = within(found, measure_room(config, store))
+    shares = {trial_id: trial.gpu_share for trial_id, trial in planned.items() if trial.gpu_share < 1}
     costs = [trial_cost(config, trial, timed[trial.trial_id], sources, speed.gather, num_images) for trial in trials]
     dropped = beyond_budget(config, trials, costs, sources, machines)
     return Plan(
@@ -125,10 +130,14 @@ def make_plan(config: RunConfig, manifest: Manifest, trials: Sequence[TrialConfi
         total_image_passes=sum(trial.image_passes for trial in planned.values()),
         activations=tuple(sources),
         estimate=estimate_run(sources, costs, dropped, machines, config.export, config.prices),
+        notes=_words_on_shares(shares),
     )
 
 
-def _planned(trial: TrialConfig, backbone: Backbone, num_images: dict[str, int]) -> PlannedTrial:
+def _planned(config: RunConfig, trial: TrialConfig, backbone: Backbone, num_images: dict[str, int]) -> PlannedTrial:
+    share = 1.0
+    if config.sweep.gpus_per_worker == "auto":
+        share = gpu_share(trial_footprint(trial, backbone).memory_bytes, gpu_bytes())
     most = thaw_plan(backbone, trial).most
     freeze(backbone, most)
     parameters = list(backbone.model.parameters())
@@ -145,7 +154,21 @@ def _planned(trial: TrialConfig, backbone: Backbone, num_images: dict[str, int])
         trainable_blocks=most,
         input_size=backbone.preprocessing.input_size,
         image_passes=trial.recipe.epochs * (num_images["train"] + num_images["val"]) + num_images["test"],
+        gpu_share=share,
     )
+
+
+def gpu_bytes() -> int:
+    """Memory of the GPU that the planning runs on, which is one of those that trials get; 0 without one."""
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+
+
+def _words_on_shares(shares: Mapping[str, float]) -> tuple[str, ...]:
+    """One line on the trials that share a GPU, for the plan."""
+    if not shares:
+        return ()
+    each = ", ".join(f"{count} trials {share:g}" for share, count in sorted(Counter(shares.values()).items()))
+    return (f"sweep.gpus_per_worker auto: of a GPU, by the memory that they need, {each}",)
 
 
 def _resolved(config: RunConfig) -> RunConfig:

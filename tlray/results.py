@@ -11,6 +11,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -123,6 +124,15 @@ class Evaluation(BaseModel):
     recall: dict[str, float | None]  # by class; None without images
     confusion: tuple[tuple[int, ...], ...]  # images: rows true, columns predicted
     bad: tuple[UnreadableImage, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to: its folder, its leaderboard and the bundles it exported."""
+
+    run_uri: str
+    leaderboard: Leaderboard
+    exports: tuple[str, ...]
 
 
 def stopped_marker(run_uri: str, trial_id: str) -> str:

@@ -6,48 +6,47 @@
 Every stage reads what the one before it has written to the run folder, so a resume repeats none that is complete.
 """
 
+import io
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.text import Text
 
 from tlray import storage
 from tlray.activations.location import open_store
 from tlray.config import RunConfig
 from tlray.data.manifest import Manifest
 from tlray.distributed.activation_pass import run_activation_pass
-from tlray.distributed.planning import plan_on_cluster, select_on_cluster
+from tlray.distributed.cluster import connect
+from tlray.distributed.planning import conclude_on_cluster, plan_on_cluster, select_on_cluster
 from tlray.distributed.prepare_pass import prepare_on_cluster
 from tlray.distributed.ranking import rank_on_cluster
-from tlray.distributed.resources import connect
-from tlray.distributed.sweep import check_cluster, run_sweep
-from tlray.errors import BackboneError, Interrupted
+from tlray.distributed.ready import make_ready
+from tlray.distributed.sweep import run_sweep
+from tlray.errors import BackboneError, Interrupted, TlrayError
 from tlray.features import features_config, write_features
 from tlray.plan import PlannedRun
 from tlray.prepare import Run, finish, load_run, prepare_run
 from tlray.progress import SweepProgress
 from tlray.ranking.result import Ranking, describe_choice, save_ranking, shortlisted, wants_shortlist
 from tlray.ranking.tables import ranking_table
-from tlray.results import load_results
-
-if TYPE_CHECKING:
-    from tlray.conclude import Outcome
+from tlray.results import Outcome, load_results
 
 BEFORE_THE_RUN = "start it again: images and activations that it had prepared are kept"
 
 
-def run(config: RunConfig, run_uri: str, console: Console, manifest: Manifest | None = None) -> "Outcome":
+def run(config: RunConfig, run_uri: str, console: Console, manifest: Manifest | None = None) -> Outcome:
     """Do all that `config` asks for; InputError before anything is spent where it cannot be done.
 
     `manifest`: of the same data, from `make_manifest_on_cluster`.
     """
     connect()
     with interruptible(run_uri, BEFORE_THE_RUN):
-        check_cluster(config)
+        _make_ready(config, console)
         config = select_on_cluster(config)
         if manifest is None:
             _prepare_images(config, console)
@@ -58,12 +57,12 @@ def run(config: RunConfig, run_uri: str, console: Console, manifest: Manifest | 
         return _sweep_and_conclude(prepared, console)
 
 
-def resume(run_uri: str, console: Console) -> "Outcome":
+def resume(run_uri: str, console: Console) -> Outcome:
     """Go on with an interrupted run: finished trials stay finished, others continue from their last checkpoint."""
     connect()
     with interruptible(run_uri):
         loaded = load_run(run_uri)
-        check_cluster(loaded.config)
+        _make_ready(loaded.config, console)
         finished = [result.trial_id for result in load_results(loaded.uri) if result.status != "failed"]
         console.print(f"{len(finished)} of {len(loaded.trials)} trials are finished already", highlight=False)
         return _sweep_and_conclude(loaded, console)
@@ -73,6 +72,7 @@ def features(config: RunConfig, run_uri: str, console: Console) -> tuple[str, ..
     """Compute every backbone's features of every image, where the store lacks them -> Parquet files, one a backbone."""
     connect()
     with interruptible(run_uri):
+        _make_ready(config, console)
         _prepare_images(config, console)
         prepared = prepare_run(plan_on_cluster(features_config(select_on_cluster(config))), run_uri)
         _say_what_was_found(prepared, console)
@@ -89,6 +89,7 @@ def rank(config: RunConfig, run_uri: str, console: Console) -> Ranking:
     """Score every backbone on features of a subset of the training images; they stay in the store for the sweep."""
     connect()
     with interruptible(run_uri, BEFORE_THE_RUN):
+        _make_ready(config, console)
         _prepare_images(config, console)
         return _rank(select_on_cluster(config), run_uri, console)[1]
 
@@ -127,6 +128,10 @@ def interruptible(run_uri: str, remedy: str = "") -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _make_ready(config: RunConfig, console: Console) -> None:
+    make_ready(config, lambda line: console.print(line, highlight=False, markup=False))
+
+
 def _prepare_images(config: RunConfig, console: Console) -> None:
     def progress(done: int, total: int) -> None:
         console.print(f"prepared: {done} of {total} images", highlight=False)
@@ -156,13 +161,34 @@ def _rank(config: RunConfig, run_uri: str, console: Console) -> tuple[RunConfig,
     return config, ranking, manifest
 
 
-def _sweep_and_conclude(run: Run, console: Console) -> "Outcome":
+def _sweep_and_conclude(run: Run, console: Console) -> Outcome:
     finished = [result.trial_id for result in load_results(run.uri) if result.status != "failed"]
     with SweepProgress(run.trials, finished, console) as progress:
         run_sweep(run, progress)
-    from tlray.conclude import conclude  # torch, matplotlib and onnx: not before the sweep is over
+    elsewhere = conclude_on_cluster(run.config, _conclude_in_words, run.uri, console.width, console.is_terminal)
+    if elsewhere is None:
+        from tlray.conclude import conclude  # torch, matplotlib and onnx: not before the sweep is over
 
-    return conclude(run, console)
+        return conclude(run, console)
+    outcome, words = elsewhere
+    console.print(Text.from_ansi(words))
+    if isinstance(outcome, TlrayError):
+        raise outcome
+    return outcome
+
+
+def _conclude_in_words(run_uri: str, width: int, with_colours: bool) -> tuple[Outcome | TlrayError, str]:
+    """`conclude` in another process: its outcome, or why there is none, and what it has printed."""
+    from tlray.conclude import conclude
+
+    console = Console(file=io.StringIO(), width=width, force_terminal=with_colours)
+    outcome: Outcome | TlrayError
+    try:
+        outcome = conclude(load_run(run_uri), console)
+    except TlrayError as error:
+        outcome = error
+    assert isinstance(console.file, io.StringIO)
+    return outcome, console.file.getvalue()
 
 
 def _say_what_was_found(run: Run, console: Console) -> None:

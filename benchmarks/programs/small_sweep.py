@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from tlray.config import RunConfig
+from tlray.distributed.cluster import connect
 from tlray.distributed.planning import plan_on_cluster
-from tlray.distributed.resources import connect
 from tlray.distributed.sweep import run_sweep
 from tlray.prepare import new_run_uri, prepare_run
 from tlray.progress import SweepProgress

@@ -1,6 +1,7 @@
 """`ray job submit` against a head of this machine: exit code, first and last line of the log, stop and resume."""
 
 import contextlib
+import json
 import os
 import re
 import secrets
@@ -98,7 +99,7 @@ def submit(
 ) -> subprocess.CompletedProcess[str]:
     options = [*([] if wait else ["--no-wait"]), *(["--submission-id", name] if name else [])]
     job = [sys.executable, "jobs/sweep.py", *arguments]
-    return ray_job(head, "submit", *options, "--working-dir", ".", "--", *job)
+    return ray_job(head, "submit", *options, "--working-dir", ".", "--entrypoint-num-cpus", "0", "--", *job)
 
 
 def run_folders(log: str) -> list[str]:
@@ -145,9 +146,16 @@ def test_a_stopped_job_can_be_resumed_by_another(head: dict[str, str], image_fol
     assert ray_job(head, "stop", "stopped").returncode == 0
     log = ray_job(head, "logs", "stopped").stdout
     run_uri = run_folders(log)[0]
-    assert "tlray resume" in log
+    assert "interrupted by SIGTERM" in log
+    assert f"tlray resume {run_uri}" in log
+    assert "Job 'stopped' was stopped" in ray_job(head, "status", "stopped").stdout
     assert not storage.exists(storage.join(run_uri, "DONE"))
-    resumed = submit(head, "--resume", run_uri)
+    resumed = submit(head, "--resume", run_uri, name="resumed")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert run_folders(resumed.stdout) == [run_uri, run_uri]
+    assert "Job 'resumed' succeeded" in ray_job(head, "status", "resumed").stdout
+    assert all(  # none is repeated: each epoch once, in order
+        [json.loads(row)["epoch"] for row in history.read_text().splitlines()] == list(range(1, 16))
+        for history in Path(run_uri).glob("trials/*-full/history.jsonl")
+    )
     assert storage.exists(storage.join(run_uri, "DONE"))

@@ -27,7 +27,7 @@ KILLED = """
 import os, signal, sys
 from tlray.config import RunConfig
 from tlray.distributed import prepare_pass
-from tlray.distributed.resources import connect
+from tlray.distributed.cluster import connect
 prepare_pass.ENTRIES_AT_ONCE = 8
 connect()
 lots = []

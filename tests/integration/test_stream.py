@@ -13,8 +13,10 @@ from rich.console import Console
 from tlray.catalogue import Preprocessing
 from tlray.config import RunConfig
 from tlray.data.loader import Batch, Streams, make_streams
+from tlray.distributed.cluster import cluster_summary
+from tlray.distributed.resources import trial_resources
 from tlray.distributed.stream import ray_streams
-from tlray.distributed.sweep import check_cluster, run_sweep
+from tlray.distributed.sweep import run_sweep
 from tlray.errors import ClusterError, DataError
 from tlray.planning import plan_run
 from tlray.prepare import Run, new_run_uri, prepare_run
@@ -140,4 +142,4 @@ def test_trials_that_leave_no_cpu_to_ray_data_are_refused(make_config: MakeConfi
     config = make_config(sweep={"cpus_per_worker": 2})
     config = config.model_copy(update={"data": config.data.model_copy(update={"stream": "ray_data"})})
     with pytest.raises(ClusterError, match=r"data\.stream_cpus 1\) and the cluster has 2"):
-        check_cluster(config)
+        trial_resources(config, cluster_summary())

@@ -9,8 +9,9 @@ from torch import nn
 
 from tlray.errors import TrialError
 from tlray.freeze import hash_tensors
-from tlray.training.checkpoint import Progress, TrialFolder, pack, unpack_model, unpack_optimizer
+from tlray.training.checkpoint import TrialFolder, pack, unpack_model, unpack_optimizer
 from tlray.training.epoch import EpochMetrics
+from tlray.training.record import Progress
 
 
 def metrics(epoch: int, val_accuracy: float, val_loss: float = 1.0) -> EpochMetrics:

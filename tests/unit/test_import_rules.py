@@ -88,6 +88,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "catalogue",
         "backbone",
         "freeze",
+        "footprint",
         "data",
         "demo_data",
         "activations",
@@ -255,3 +256,13 @@ def test_everything_but_the_sweep_imports_without_ray_and_what_only_tests_need()
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {}
+
+
+def test_the_driver_of_a_sweep_imports_no_torch() -> None:
+    """It runs on a small head; Ray's workers are the first to import it."""
+    program = (
+        "import sys; import tlray.run, tlray.distributed.tune_trials; "
+        "print([name for name in ('torch', 'torchvision', 'timm', 'onnx', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"

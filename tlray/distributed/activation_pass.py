@@ -16,8 +16,9 @@ from tlray.activations.keys import ActivationKey
 from tlray.activations.location import open_store
 from tlray.activations.planned import ActivationSource
 from tlray.activations.store import ActivationStore
+from tlray.distributed.cluster import cluster_summary
 from tlray.distributed.errors import cause_of
-from tlray.distributed.resources import TaskResources, cluster_summary, task_resources
+from tlray.distributed.resources import TaskResources, model_tasks
 from tlray.distributed.tasks import chunk_task
 from tlray.errors import TlrayError, TrialError
 from tlray.prepare import Run
@@ -64,14 +65,13 @@ def run_activation_pass(run: Run, progress: Callable[[int, int], None]) -> dict[
     """`compute_activations` by itself, for what needs no trials; the activations are protected while it runs."""
     store = open_store(run.config)
     with store.lease(shard_mark(run.uri), list(_keys(run.plan.activations).values())):
-        return compute_activations(run, store, task_resources(cluster_summary()), progress)
+        tasks = model_tasks(run.config.sweep, cluster_summary(run.config.cluster))
+        return compute_activations(run, store, tasks, progress)
 
 
 def _computed(run: Run, chunks: list[Chunk], resources: TaskResources) -> Iterator[tuple]:
     """Every chunk with its outcome, as they are done."""
-    task = chunk_task.options(
-        num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=run.config.sweep.max_failures
-    )
+    task = chunk_task.options(**resources.options, max_retries=run.config.sweep.max_failures)
     remaining = iter(chunks)
     running: dict[ray.ObjectRef, Chunk] = {}
     while True:

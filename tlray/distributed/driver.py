@@ -1,14 +1,19 @@
-"""A trial of several workers: a Tune actor that starts one Ray Train run and passes its reports on."""
+"""What Ray Tune runs for a trial. The driver of the sweep names these functions and so imports no torch for them.
+
+A trial of one worker trains in the Tune actor itself; one of several starts a Ray Train run and passes its reports on.
+"""
 
 from typing import Any
 
-import ray.train
-from ray.train.torch import TorchTrainer
-from ray.tune.integration.ray_train import TuneReportCallback
-
 from tlray import storage
 from tlray.distributed.resources import TrialResources
-from tlray.distributed.worker import train_worker
+
+
+def in_process_trial(config: dict[str, Any]) -> None:
+    """Tune's trainable for trials of one worker: trains in the Tune actor, which the next trial reuses."""
+    from tlray.distributed.worker import train_in_actor
+
+    train_in_actor(config)
 
 
 def nested_trial(config: dict[str, Any], *, resources: TrialResources, max_failures: int) -> None:
@@ -16,6 +21,12 @@ def nested_trial(config: dict[str, Any], *, resources: TrialResources, max_failu
 
     TuneReportCallback shows Tune every epoch: `fit()` alone would show it the last one, and ASHA nothing to stop on.
     """
+    import ray.train
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    from tlray.distributed.worker import train_worker
+
     settings = config["trial"]
     # Given as a filesystem, so that Ray Train reaches S3 by the same endpoint and credentials as everything else.
     filesystem, folder = storage.pyarrow_filesystem(storage.join(settings["run_uri"], "ray"))
@@ -25,7 +36,7 @@ def nested_trial(config: dict[str, Any], *, resources: TrialResources, max_failu
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.num_workers,
             use_gpu=resources.gpus > 0,
-            resources_per_worker={"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})},
+            resources_per_worker=resources.worker(settings["trial_id"]),
         ),
         run_config=ray.train.RunConfig(
             name=settings["trial_id"],

@@ -17,8 +17,9 @@ from tlray.config import DataConfig, RunConfig
 from tlray.data.inspect import KnownTable
 from tlray.data.prepared import open_prepared, with_preparation
 from tlray.data.sources import Entry, open_source, write_listing
+from tlray.distributed.cluster import ClusterSummary, cluster_summary
 from tlray.distributed.errors import cause_of
-from tlray.distributed.resources import cluster_summary, task_resources
+from tlray.distributed.resources import cpu_tasks
 from tlray.distributed.tasks import prepare_task
 from tlray.errors import TlrayError, TrialError
 from tlray.prepare import with_absolute_locations
@@ -41,7 +42,8 @@ def prepare_on_cluster(config: RunConfig, progress: Callable[[int, int], None]) 
         chunks = _missing(data, known, listing)
         total = next(chunks)
         done = 0
-        for num_done in _prepared(data, chunks, max_retries=config.sweep.max_failures):
+        cluster = cluster_summary(config.cluster)
+        for num_done in _prepared(data, chunks, cluster, max_retries=config.sweep.max_failures):
             done += num_done
             progress(done, total)
 
@@ -65,10 +67,12 @@ def _missing(data: DataConfig, known: KnownTable, listing: Path) -> Iterator:
             yield some
 
 
-def _prepared(data: DataConfig, chunks: Iterator[list[Entry]], *, max_retries: int) -> Iterator[int]:
+def _prepared(
+    data: DataConfig, chunks: Iterator[list[Entry]], cluster: ClusterSummary, *, max_retries: int
+) -> Iterator[int]:
     """Images of each chunk, as they are done."""
-    resources = task_resources(cluster_summary())
-    task = prepare_task.options(num_cpus=resources.cpus, max_retries=max_retries)
+    resources = cpu_tasks(cluster)
+    task = prepare_task.options(**resources.options, max_retries=max_retries)
     running: list[ray.ObjectRef] = []
     while True:
         while len(running) < AHEAD * resources.concurrent and (chunk := next(chunks, None)) is not None:

@@ -24,9 +24,7 @@ def run_probe_groups(
     run: Run, groups: Sequence[Sequence[TrialConfig]], resources: TaskResources, watch: Watcher
 ) -> dict[str, str]:
     """Train every group and append its rows -> why, for each trial that has none because its group broke down."""
-    task = probe_group_task.options(
-        num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=run.config.sweep.max_failures
-    )
+    task = probe_group_task.options(**resources.options, max_retries=run.config.sweep.max_failures)
     running: dict[Any, Sequence[TrialConfig]] = {}  # by the generator of what the task tells
     for group in groups:
         ids = [trial.trial_id for trial in group]

@@ -17,9 +17,10 @@ from tlray.config import RunConfig
 from tlray.data.images import Images
 from tlray.data.manifest import Manifest
 from tlray.distributed.activation_pass import compute_activations
+from tlray.distributed.cluster import cluster_summary
 from tlray.distributed.errors import reason_of
 from tlray.distributed.planning import plan_ranking_on_cluster
-from tlray.distributed.resources import TaskResources, cluster_summary, task_resources
+from tlray.distributed.resources import TaskResources, cpu_tasks, model_tasks
 from tlray.distributed.tasks import score_task
 from tlray.prepare import Run, finish, prepare_run
 from tlray.ranking.result import RankedBackbone, Ranking, make_ranking
@@ -36,11 +37,11 @@ def rank_on_cluster(
     started = time.monotonic()
     planned, manifest = plan_ranking_on_cluster(config)
     run = prepare_run(planned, folder)
-    store, resources = open_store(run.config), task_resources(cluster_summary())
+    store, cluster = open_store(run.config), cluster_summary(config.cluster)
     keys = [ActivationKey(**fields) for source in run.plan.activations for fields in source.keys]
     with store.lease(shard_mark(run.uri), keys):
-        failures = compute_activations(run, store, resources, progress)
-        rows = _scored(run, failures, resources)
+        failures = compute_activations(run, store, model_tasks(config.sweep, cluster), progress)
+        rows = _scored(run, failures, cpu_tasks(cluster))
     assert isinstance(run.manifest.images, Images)
     ranking = make_ranking(rows, config.ranking, run.manifest.images.labels, time.monotonic() - started)
     finish(run)
@@ -50,7 +51,7 @@ def rank_on_cluster(
 
 def _scored(run: Run, failures: dict[str, str], resources: TaskResources) -> list[RankedBackbone]:
     """A row for each backbone; `failures` by id: why activations could not be made."""
-    task = score_task.options(num_cpus=resources.cpus, max_retries=run.config.sweep.max_failures)
+    task = score_task.options(**resources.options, max_retries=run.config.sweep.max_failures)
     waiting = [
         task.remote(run.uri, position, resources.threads) for position in range(len(run.config.chosen_backbones))
     ]

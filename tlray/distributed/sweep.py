@@ -19,19 +19,14 @@ from tlray.activations.keys import ActivationKey
 from tlray.activations.location import open_store
 from tlray.activations.planned import source_of
 from tlray.budget.clock import Budget
-from tlray.config import RunConfig, TrialConfig
+from tlray.config import TrialConfig
 from tlray.data.prepared import open_prepared
 from tlray.distributed.activation_pass import compute_activations
 from tlray.distributed.budgeting import open_budget, within_budget
+from tlray.distributed.cluster import cluster_summary, connect
 from tlray.distributed.errors import reason_of
 from tlray.distributed.probe_groups import run_probe_groups
-from tlray.distributed.resources import (
-    TrialResources,
-    cluster_summary,
-    connect,
-    task_resources,
-    trial_resources,
-)
+from tlray.distributed.resources import TrialResources, model_tasks, trial_resources
 from tlray.distributed.tasks import conclude_task
 from tlray.distributed.watch import Watcher
 from tlray.errors import TrialError
@@ -45,17 +40,15 @@ from tlray.results import (
     write_trial_result,
 )
 from tlray.training.fusion import can_fuse, fusion_key
-
-
-def check_cluster(config: RunConfig) -> TrialResources:
-    """What a trial gets on the cluster as it is now; ClusterError when that is more than it has."""
-    return trial_resources(config, cluster_summary())
+from tlray.training.record import failed_result, load_progress, trial_uri
 
 
 def run_sweep(run: Run, watch: Watcher) -> None:
     """Run every trial that has no final row yet and fits the budget, then score those that were stopped early."""
     connect()
-    resources = check_cluster(run.config)
+    cluster = cluster_summary(run.config.cluster)
+    shares = {planned.trial_id: planned.gpu_share for planned in run.plan.trials}
+    resources = trial_resources(run.config, cluster, shares)
     _append_missing_rows(run)
     remaining = [trial for trial in run.trials if not _is_finished(run.uri, trial.trial_id)]
     for trial in remaining:  # a failed attempt's row must not be taken for the new attempt's
@@ -70,7 +63,7 @@ def run_sweep(run: Run, watch: Watcher) -> None:
         images.lease(shard_mark(run.uri)) if images is not None else nullcontext(),
     ):
         if keys and remaining:
-            tasks = task_resources(cluster_summary())
+            tasks = model_tasks(run.config.sweep, cluster)
             remaining = _within_budget_before_probes(run, remaining, budget, watch)
             _fail_readers(run, compute_activations(run, store, tasks, watch.activations_computed), remaining, watch)
             groups = _probe_groups(run, [trial for trial in remaining if not _has_ended(run.uri, trial.trial_id)])
@@ -125,22 +118,32 @@ def _tune(
             return
         from tlray.distributed.tune_trials import tune_trials
 
+        before = _epochs_done(run)
         try:
-            tune_trials(run, open_trials, budget, resources, watch)
-            return
+            if not tune_trials(run, open_trials, budget, resources, watch):
+                return
+            failures = 0
         except RuntimeError as error:
             # Tune gives up the whole sweep when Ray kills one trial's process for want of memory. The run folder
             # knows how far each trial is, so a new Tune goes on from there.
-            failures += 1
+            failures = failures + 1 if _epochs_done(run) == before else 1
             if failures > run.config.sweep.max_failures:
                 reason = str(error).splitlines()[0]
                 raise TrialError(f"the sweep broke down: {reason}; `tlray resume {run.uri}` goes on") from error
             watch.sweep_broke(str(error).splitlines()[0])
 
 
+def _epochs_done(run: Run) -> int:
+    return sum(load_progress(trial_uri(run.uri, trial.trial_id)).epoch for trial in run.trials)
+
+
 def _conclude(run: Run, trials: Sequence[TrialConfig], resources: TrialResources, watch: Watcher) -> None:
-    task = conclude_task.options(num_cpus=resources.cpus, num_gpus=resources.gpus)
-    waiting = {task.remote(run.uri, trial.trial_id, resources.threads): trial for trial in trials}
+    waiting = {
+        conclude_task.options(
+            num_cpus=resources.cpus, num_gpus=resources.gpus_of(trial.trial_id), resources=dict(resources.custom)
+        ).remote(run.uri, trial.trial_id, resources.threads): trial
+        for trial in trials
+    }
     while waiting:
         (done,), _ = ray.wait(list(waiting))
         trial = waiting.pop(done)
@@ -167,10 +170,6 @@ def _fail_readers(run: Run, failures: dict[str, str], remaining: Sequence[TrialC
 
 def _fail(run: Run, reasons: dict[str, str], watch: Watcher) -> None:
     """A failed row for each trial id in `reasons`."""
-    if not reasons:
-        return
-    from tlray.training.trial import failed_result
-
     for trial in run.trials:
         if trial.trial_id in reasons:
             result = failed_result(trial, run.uri, reasons[trial.trial_id])

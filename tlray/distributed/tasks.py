@@ -4,6 +4,7 @@ Neither Ray Tune nor Ray Train is imported here: a sweep of linear probes gets b
 torch, so these processes are the first to do it, and Ray hands the same process one task after the other.
 """
 
+import os
 import queue
 import sys
 import time
@@ -20,6 +21,7 @@ from tlray.activations.chunks import Chunk
 from tlray.config import DataConfig, RunConfig, TrialConfig
 from tlray.data.manifest import Manifest
 from tlray.data.sources import Entry
+from tlray.errors import StorageError, TrialError
 from tlray.prepare import Run, load_run
 from tlray.ranking.result import Ranking
 
@@ -30,6 +32,7 @@ def plan_task(
 ) -> Any:
     """The PlannedRun of a configuration."""
     machines = _machines(concurrent_trials)
+    check_gpu()
     from tlray.planning import plan_run
 
     return plan_run(config, machines, manifest, ranking)
@@ -39,6 +42,7 @@ def plan_task(
 def plan_ranking_task(config: RunConfig, concurrent_trials: int) -> Any:
     """The PlannedRun of a ranking's features, and the Manifest of all images."""
     machines = _machines(concurrent_trials)
+    check_gpu()
     from tlray.planning import plan_ranking
 
     return plan_ranking(config, machines)
@@ -90,6 +94,7 @@ def chunk_task(run_uri: str, chunk: Chunk, num_threads: int) -> Any:
     from tlray.data.read import image_reader
 
     torch.set_num_threads(num_threads)
+    check_gpu()
     run = _load_run(run_uri)
     # An image belongs to one chunk: it is decoded once for all of the chunk's draws, and never wanted again.
     PROCESS_CACHE.resize(run.config.data.memory_cache_mb * 2**20 if len(chunk.draws) > 1 else 0)
@@ -118,6 +123,7 @@ def probe_group_task(run_uri: str, trial_ids: list[str], num_threads: int) -> It
     from tlray.training.worker import local_worker
 
     torch.set_num_threads(num_threads)
+    check_gpu()
     trials = [load_trial(run_uri, trial_id) for trial_id in trial_ids]
     reports: queue.SimpleQueue[Any] = queue.SimpleQueue()
     with ThreadPoolExecutor(1) as pool:
@@ -152,15 +158,42 @@ def conclude_task(run_uri: str, trial_id: str, num_threads: int) -> Any:
     from tlray.training.worker import local_worker
 
     torch.set_num_threads(num_threads)
+    check_gpu()
     return conclude_stopped_trial(load_trial(run_uri, trial_id), run_uri, local_worker(), run_images(run_uri))
 
 
 def load_trial(run_uri: str, trial_id: str) -> TrialConfig:
+    _check_shared(run_uri)
     return TrialConfig.model_validate_json(storage.read_text(storage.join(run_uri, "trials", trial_id, "trial.json")))
+
+
+def check_gpu() -> None:
+    """TrialError where Ray has reserved a GPU that torch does not see: the work would go on, on the CPU, for days."""
+    import torch
+
+    if ray.get_gpu_ids() and not torch.cuda.is_available():
+        raise TrialError(
+            f"node {_here()} has given this process GPU {ray.get_gpu_ids()[0]}, and torch {torch.__version__} sees "
+            "none: install a torch for its driver's CUDA there, or set sweep.gpus_per_worker=0"
+        )
+
+
+def _check_shared(run_uri: str) -> None:
+    """StorageError on a node that came after the driver had asked all nodes, and does not see the run folder."""
+    if not storage.is_remote(run_uri) and not os.path.isdir(run_uri):
+        raise StorageError(
+            f"node {_here()} does not see {run_uri}, a folder of the machine where the run was started: "
+            "give an s3:// location as storage, or a folder that all nodes share"
+        )
+
+
+def _here() -> str:
+    return ray.util.get_node_ip_address()
 
 
 @lru_cache(maxsize=1)
 def _load_run(run_uri: str) -> Run:
+    _check_shared(run_uri)
     return load_run(run_uri)
 
 

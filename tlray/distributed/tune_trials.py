@@ -19,20 +19,23 @@ from tlray import storage
 from tlray.budget.clock import Budget
 from tlray.config import TrialConfig
 from tlray.distributed.budget_stopper import BudgetStopper
-from tlray.distributed.driver import nested_trial
+from tlray.distributed.driver import in_process_trial, nested_trial
 from tlray.distributed.resources import DRIVER_MEMORY_BYTES, TrialResources
 from tlray.distributed.scheduler import make_scheduler, our_trial_id
 from tlray.distributed.watch import Watcher
-from tlray.distributed.worker import in_process_trial, trial_settings
 from tlray.prepare import Run
 from tlray.results import append_result, read_trial_result, stopped_marker, write_trial_result
-from tlray.training.trial import failed_result, trial_folder
+from tlray.training.record import failed_result, load_progress, trial_uri
 
 
 def tune_trials(
     run: Run, open_trials: Sequence[TrialConfig], budget: Budget, resources: TrialResources, watch: Watcher
-) -> None:
-    """Train `open_trials` until each has ended or was stopped; RuntimeError when Tune itself breaks down."""
+) -> bool:
+    """Train `open_trials` until each has ended, was stopped, or has lost its workers too often -> whether some have.
+
+    Those have come further meanwhile: started again, their restarts count anew. A run on nodes that come and go would
+    otherwise use up `sweep.max_failures` in time. RuntimeError when Tune itself breaks down.
+    """
     config = run.config
     # Rows are written by the trials; Tune's loggers, progress bars and metric checks would only stand in the way.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
@@ -43,9 +46,10 @@ def tune_trials(
         nested = functools.partial(nested_trial, resources=resources, max_failures=config.sweep.max_failures)
         trainable = tune.with_resources(nested, {"memory": DRIVER_MEMORY_BYTES})
     else:
-        trainable = tune.with_resources(in_process_trial, {"cpu": resources.cpus, "gpu": resources.gpus})
-    settings = [trial_settings(run.uri, trial.trial_id, resources.threads) for trial in open_trials]
-    history = {trial.trial_id: trial_folder(run.uri, trial.trial_id).load_progress().history for trial in run.trials}
+        trainable = tune.with_resources(in_process_trial, functools.partial(_reserved, resources=resources))
+    settings = [{"run_uri": run.uri, "trial_id": trial.trial_id, "threads": resources.threads} for trial in open_trials]
+    history = {trial.trial_id: load_progress(trial_uri(run.uri, trial.trial_id)).history for trial in run.trials}
+    rows = _Rows({trial.trial_id: trial for trial in open_trials}, run.uri, watch)
     with tempfile.TemporaryDirectory(prefix="tlray-tune-") as scratch:
         tune.Tuner(
             trainable,
@@ -60,24 +64,36 @@ def tune_trials(
                 name="sweep",
                 storage_path=scratch,
                 verbose=0,
-                callbacks=[_Rows({trial.trial_id: trial for trial in open_trials}, run.uri, watch)],
+                callbacks=[rows],
                 stop=BudgetStopper(budget),
                 failure_config=tune.FailureConfig(max_failures=config.sweep.max_failures),
             ),
         ).fit()
     if budget.left() <= 0:  # Tune says nothing of the trials that it then ends
         _end_of_budget(run.uri, [trial.trial_id for trial in open_trials], budget, watch)
+        return False
+    return bool(rows.lost)
+
+
+def _reserved(config: dict[str, Any], *, resources: TrialResources) -> tune.PlacementGroupFactory:
+    return tune.PlacementGroupFactory([resources.worker(config["trial"]["trial_id"])])
 
 
 def _end_of_budget(run_uri: str, trial_ids: Sequence[str], budget: Budget, watch: Watcher) -> None:
     """What had an epoch is scored as it stands, the rest is dropped."""
     for trial_id in trial_ids:
         if read_trial_result(run_uri, trial_id) is None and not storage.exists(stopped_marker(run_uri, trial_id)):
-            if trial_folder(run_uri, trial_id).load_progress().epoch > 0:
+            if load_progress(trial_uri(run_uri, trial_id)).epoch > 0:
                 _stop(run_uri, trial_id, watch)
             else:
                 budget.drop([trial_id])
                 watch.trial_dropped(trial_id)
+
+
+def _how_far(run_uri: str, trial_id: str) -> tuple[int, int]:
+    """(epochs, batches of the next one)"""
+    progress = load_progress(trial_uri(run_uri, trial_id))
+    return progress.epoch, progress.step
 
 
 def _stop(run_uri: str, trial_id: str, watch: Watcher) -> None:
@@ -90,6 +106,8 @@ class _Rows(tune.Callback):
 
     def __init__(self, trials: dict[str, TrialConfig], run_uri: str, watch: Watcher) -> None:
         self._trials, self._run_uri, self._watch = trials, run_uri, watch
+        self._before = {trial_id: _how_far(run_uri, trial_id) for trial_id in trials}
+        self.lost: list[str] = []  # ids of trials that have no row yet and are to be started again
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks for a restore that is never made, and a console cannot be pickled."""
@@ -116,9 +134,13 @@ class _Rows(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Called when a trial has used up its restarts."""
+        trial_id = our_trial_id(trial)
+        if _how_far(self._run_uri, trial_id) > self._before[trial_id]:
+            self.lost.append(trial_id)
+            return
         traceback = storage.read_text(trial.error_file) if trial.error_file else "no reason was given"
         reason = traceback.strip().splitlines()[-1]
-        result = failed_result(self._trials[our_trial_id(trial)], self._run_uri, reason)
+        result = failed_result(self._trials[trial_id], self._run_uri, reason)
         write_trial_result(self._run_uri, result)
         append_result(self._run_uri, result)
         self._watch.trial_ended(result)

@@ -10,16 +10,17 @@ from ray import tune
 from torch import nn
 
 from tlray.distributed.images import worker_images
-from tlray.distributed.tasks import load_trial
+from tlray.distributed.tasks import check_gpu, load_trial
 from tlray.errors import TlrayError
 from tlray.results import write_trial_result
 from tlray.training.epoch import Report
-from tlray.training.trial import failed_result, release_memory, run_trial
+from tlray.training.record import failed_result
+from tlray.training.trial import release_memory, run_trial
 from tlray.training.worker import Worker, local_worker
 
 
-def in_process_trial(config: dict[str, Any]) -> None:
-    """Tune's trainable for trials of one worker: trains in the Tune actor, which the next trial reuses."""
+def train_in_actor(config: dict[str, Any]) -> None:
+    """A trial of one worker, in the Tune actor."""
     _run(config["trial"], local_worker(), lambda metrics: tune.report(dataclasses.asdict(metrics)))
 
 
@@ -36,22 +37,21 @@ def train_worker(config: dict[str, Any]) -> None:
     _run(config["trial"], worker, lambda metrics: ray.train.report(dataclasses.asdict(metrics)))
 
 
-def trial_settings(run_uri: str, trial_id: str, threads: int) -> dict[str, Any]:
-    """What a worker is started with; the trial itself lies in the run folder."""
-    return {"run_uri": run_uri, "trial_id": trial_id, "threads": threads}
-
-
 def _run(settings: dict[str, Any], worker: Worker, report: Report) -> None:
     """A failure with a known reason is a result, recorded here: starting the trial again would not help it."""
     torch.set_num_threads(settings["threads"])
     run_uri = settings["run_uri"]
     trial = load_trial(run_uri, settings["trial_id"])
     try:
+        check_gpu()
         run_trial(trial, run_uri, worker, worker_images(run_uri), report)
     except (TlrayError, torch.OutOfMemoryError) as error:
         reason = str(error)
         if isinstance(error, torch.OutOfMemoryError):
-            reason = f"out of GPU memory: lower batch_size ({trial.recipe.batch_size}) or input_size"
+            reason = (
+                f"out of GPU memory: lower batch_size ({trial.recipe.batch_size}) or input_size, "
+                "or raise sweep.gpus_per_worker where trials share a GPU"
+            )
         if worker.leads:
             write_trial_result(run_uri, failed_result(trial, run_uri, reason))
     finally:

@@ -13,11 +13,10 @@ from tlray.doctor.check import Check, gib
 from tlray.doctor.machine import Cluster, FitTrial, Resources, memory_bytes
 from tlray.doctor.packages import TorchFacts
 from tlray.errors import InputError
-from tlray.footprint import DRIVER_BYTES, PROCESS_BYTES, Footprint, trial_footprint
+from tlray.footprint import CUDA_CONTEXT_BYTES, DRIVER_BYTES, PROCESS_BYTES, Footprint, trial_footprint
 from tlray.search_space import list_trials
 
 NUM_CLASSES = 1000  # assumed: the images have not been looked at, and more classes only make a head larger
-CUDA_CONTEXT_BYTES = 600 * 2**20  # what CUDA and its libraries keep on a GPU for each process
 NUM_EXPORT_FORMATS = 3
 
 
@@ -35,7 +34,7 @@ def check_resources(config: RunConfig, cluster: Cluster, fit_trial: FitTrial) ->
         resources = fit_trial(config, cluster)
     except InputError as error:
         return Check("trials at once", "problem", str(error)), None
-    return Check("trials at once", "ok", f"{resources.concurrent} on the cluster as it is now"), resources
+    return Check("trials at once", "ok", f"{resources.concurrent} on the cluster"), resources
 
 
 def check_trials(

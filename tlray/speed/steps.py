@@ -75,8 +75,9 @@ def this_machine(config: RunConfig) -> Machines:
     gpus = torch.cuda.device_count()
     each = sweep.workers_per_trial * sweep.cpus_per_worker
     concurrent = int((os.cpu_count() or 1) // each)
-    if gpus and sweep.gpus_per_worker != 0:
-        concurrent = min(concurrent, int(gpus // (sweep.workers_per_trial * (sweep.gpus_per_worker or 1))))
+    each_gpus = sweep.gpus_per_worker if isinstance(sweep.gpus_per_worker, float) else 1.0
+    if gpus and each_gpus:
+        concurrent = min(concurrent, int(gpus // (sweep.workers_per_trial * each_gpus)))
     if sweep.max_concurrent_trials is not None:
         concurrent = min(concurrent, sweep.max_concurrent_trials)
     return Machines(concurrent_trials=max(1, concurrent), process_seconds=USUAL_PROCESS)

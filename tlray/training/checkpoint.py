@@ -10,8 +10,7 @@ tensors are not stored: their hash is, and a resumed trial whose frozen weights 
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict
 
 import torch
 from safetensors.torch import load as load_safetensors
@@ -20,48 +19,9 @@ from torch import nn
 
 from tlray import storage
 from tlray.errors import TrialError
-from tlray.training.epoch import EpochMetrics
+from tlray.training.record import Progress, load_progress
 
 MODEL, OPTIMIZER = "model/", "optimizer/"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a trial is. `epoch` 0 means that no epoch is complete."""
-
-    epoch: int = 0
-    step: int = 0  # batches of the next epoch that are trained already (midway.py)
-    best_epoch: int = 0
-    history: tuple[EpochMetrics, ...] = ()
-    images_seen: int = 0  # training images, every epoch counted
-    prefix_images_computed: int = 0  # images pushed through frozen blocks, every pass counted
-    seconds: float = 0.0
-    peak_memory_bytes: int = 0
-    scaler: dict[str, float] = field(default_factory=dict)  # float16's loss scale
-
-    @property
-    def best(self) -> EpochMetrics:
-        return self.history[self.best_epoch - 1]
-
-    def after(self, metrics: EpochMetrics) -> "Progress":
-        """This progress with one more epoch; a tie in validation accuracy is decided by the lower loss."""
-        better = not self.history or _rank(metrics) > _rank(self.best)
-        return replace(
-            self,
-            epoch=metrics.epoch,
-            step=0,
-            best_epoch=metrics.epoch if better else self.best_epoch,
-            history=(*self.history, metrics),
-        )
-
-
-def parse_progress(fields: dict[str, Any]) -> Progress:
-    """What `asdict` made of a Progress, back from JSON."""
-    return Progress(**{**fields, "history": tuple(EpochMetrics(**row) for row in fields["history"])})
-
-
-def _rank(metrics: EpochMetrics) -> tuple[float, float]:
-    return metrics.val_accuracy, -metrics.val_loss
 
 
 class TrialFolder:
@@ -75,8 +35,7 @@ class TrialFolder:
 
     def load_progress(self) -> Progress:
         """The recorded progress, or a fresh one where the trial has not finished an epoch yet."""
-        uri = storage.join(self.uri, "progress.json")
-        return parse_progress(json.loads(storage.read_text(uri))) if storage.exists(uri) else Progress()
+        return load_progress(self.uri)
 
     def save(self, progress: Progress, tensors: dict[str, torch.Tensor], frozen_hash: str) -> Progress:
         """Commit an epoch: its checkpoint, then the curve, then the progress; then drop what nothing names.

@@ -23,11 +23,12 @@ from tlray.data.loader import Batch, Streams
 from tlray.data.transforms import normalise
 from tlray.errors import TrialError
 from tlray.freeze import blocks_by_epoch, freeze, hash_tensors, parameter_groups, train_mode, trainable_state
-from tlray.training.checkpoint import Progress, TrialFolder, pack, unpack_model, unpack_optimizer
+from tlray.training.checkpoint import TrialFolder, pack, unpack_model, unpack_optimizer
 from tlray.training.epoch import EpochMetrics, Report
 from tlray.training.metrics import ClassificationSums, Scores
 from tlray.training.midway import MidwayFolder, at_step
 from tlray.training.optim import make_optimizer, rate_factor, set_rate
+from tlray.training.record import Progress
 from tlray.training.step import eval_step, train_step
 from tlray.training.worker import Worker
 

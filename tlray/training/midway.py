@@ -13,7 +13,6 @@ from torch import nn
 
 from tlray import storage
 from tlray.training.checkpoint import (
-    Progress,
     TrialFolder,
     pack,
     read_tensors,
@@ -21,6 +20,7 @@ from tlray.training.checkpoint import (
     unpack_optimizer,
     write_tensors,
 )
+from tlray.training.record import Progress
 from tlray.training.worker import Worker
 
 BUFFER, LOSS, RANDOM, RANDOM_GPU = "worker/buffer/", "worker/loss_sum", "worker/random", "worker/random_gpu"

@@ -16,8 +16,9 @@ import torch
 
 from tlray import storage
 from tlray.config import TrialConfig
-from tlray.training.checkpoint import Progress, parse_progress, read_tensors, write_tensors
+from tlray.training.checkpoint import read_tensors, write_tensors
 from tlray.training.loop import is_done
+from tlray.training.record import Progress, parse_progress
 
 
 @dataclass(frozen=True)

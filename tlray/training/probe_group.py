@@ -21,16 +21,16 @@ from tlray.errors import TlrayError
 from tlray.freeze import freeze, hash_tensors
 from tlray.results import TrialResult, read_trial_result, write_trial_result
 from tlray.split import trainable_suffix
-from tlray.training.checkpoint import MODEL, Progress
+from tlray.training.checkpoint import MODEL
 from tlray.training.fusion import can_fuse, fusion_key
 from tlray.training.loop import model_inputs, place, thaw_plan
 from tlray.training.probe_checkpoint import GroupFolder, Row
 from tlray.training.probe_loop import GroupReport, fit_group
 from tlray.training.probes import StackedHeads, fusable_suffix
+from tlray.training.record import Progress, failed_result
 from tlray.training.trial import (
     TrialImages,
     described,
-    failed_result,
     run_trial,
     scored_result,
     trial_folder,

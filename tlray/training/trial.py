@@ -26,10 +26,11 @@ from tlray.data.windows import windows_of
 from tlray.freeze import freeze, hash_tensors
 from tlray.results import TrialResult, read_trial_result, write_trial_result
 from tlray.split import trainable_suffix
-from tlray.training.checkpoint import Progress, TrialFolder, unpack_model
+from tlray.training.checkpoint import TrialFolder, unpack_model
 from tlray.training.epoch import Report
 from tlray.training.loop import Feed, fit, is_done, model_inputs, place, thaw_plan
 from tlray.training.metrics import ClassificationSums, Scores
+from tlray.training.record import Progress, recorded_fields, trial_uri
 from tlray.training.step import eval_step
 from tlray.training.worker import Worker
 
@@ -81,7 +82,7 @@ def manifest_images(manifest: Manifest, data: DataConfig) -> TrialImages:
 
 
 def trial_folder(run_uri: str, trial_id: str) -> TrialFolder:
-    return TrialFolder(storage.join(run_uri, "trials", trial_id))
+    return TrialFolder(trial_uri(run_uri, trial_id))
 
 
 def run_trial(
@@ -128,12 +129,6 @@ def load_trained(trial: TrialConfig, run_uri: str, num_classes: int) -> Backbone
     _load_best(backbone, trial, folder, folder.load_progress())
     backbone.model.eval()
     return backbone
-
-
-def failed_result(trial: TrialConfig, run_uri: str, error: str) -> TrialResult:
-    """The row of a trial that could not be carried out: a reason and no score."""
-    progress = trial_folder(run_uri, trial.trial_id).load_progress()
-    return TrialResult(**described(trial, progress, 0), status="failed", error=error)
 
 
 def _feed(backbone: Backbone, trial: TrialConfig, worker: Worker, images: TrialImages, trainable_blocks: int) -> Feed:
@@ -187,23 +182,8 @@ def scored_result(
 def described(
     trial: TrialConfig, progress: Progress, charged_images: int, backbone: Backbone | None = None
 ) -> dict[str, Any]:
-    """The fields of a row that do not depend on how the trial ended.
-
-    Of trials that share activations, the first is charged with what the activation pass computed.
-    """
-    fields: dict[str, Any] = {
-        "trial_id": trial.trial_id,
-        "backbone": trial.backbone.id,
-        "weights": trial.backbone.weights,
-        "strategy": trial.strategy.label,
-        "params": trial.recipe.model_dump(),
-        "seed": trial.seed,
-        "is_baseline": trial.is_baseline,
-        "images_seen": progress.images_seen,
-        "prefix_images_computed": progress.prefix_images_computed + charged_images,
-        "seconds": progress.seconds,
-        "peak_memory_bytes": progress.peak_memory_bytes,
-    }
+    """The fields of a row that do not depend on how the trial ended."""
+    fields = recorded_fields(trial, progress, charged_images)
     if backbone is not None:
         freeze(backbone, thaw_plan(backbone, trial).most)
         parameters = list(backbone.model.parameters())

@@ -99,7 +99,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ranking",
         "advice",
     },
-    "progress": {"config", "results"},
+    "progress": {"config", "results", "plan"},
     "features": {"config", "storage", "activations", "prepare"},
     "distributed": {
         "config",
@@ -115,11 +115,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "training",
         "results",
         "ranking",
+        "prediction",
     },
     # after the sweep
     "export": {"config", "storage", "catalogue", "backbone", "data", "training", "results"},
     "report": {"config", "config_file", "storage", "catalogue", "data", "results", "ranking"},
     "predict": {"storage", "catalogue", "backbone", "data", "training", "export", "results"},
+    "prediction": {"storage", "stores", "catalogue", "backbone", "split", "fold", "data", "export", "predict"},
     "conclude": {"storage", "data", "training", "results", "export", "report", "prepare"},
     # what a person starts
     "run": {
@@ -133,6 +135,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "features",
         "ranking",
         "results",
+        "prediction",
         "distributed",
         "conclude",
     },

@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from small_bundle import small_bundle
 
 from tlray import storage
-from tlray.cli import main
 from tlray.distributed.predict_pass import predict_on_cluster
 from tlray.errors import DataError, InputError, TlrayError
 from tlray.export import load
@@ -23,13 +23,14 @@ from tlray.prediction.output import PredictionSummary
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
 
 SIZES = {"FEWEST": 4, "MOST": 8, "ONE_IN": 4}
-# Predicts a few images at a time, and kills itself when the second lot is done.
-KILLED = f"""
-import os, signal, sys
-from tlray.distributed.predict_pass import predict_on_cluster
+SMALL_PARTS = f"""
+import os, runpy, signal, sys
 from tlray.prediction import parts
 for name, number in {SIZES}.items():
     setattr(parts, name, number)
+"""
+KILLED_WITH_TWO_PARTS_DONE = f"""{SMALL_PARTS}
+from tlray.distributed.predict_pass import predict_on_cluster
 lots = []
 def progress(done, total):
     lots.append(done)
@@ -37,6 +38,10 @@ def progress(done, total):
         os.kill(os.getpid(), signal.SIGKILL)
 predict_on_cluster(sys.argv[1], [sys.argv[2]], sys.argv[3], progress)
 """
+JOB = f"""{SMALL_PARTS}
+runpy.run_path("jobs/predict.py", run_name="__main__")
+"""
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -70,35 +75,62 @@ def modified(output: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in output.glob("predictions/*.parquet")}
 
 
-def test_a_killed_prediction_goes_on_with_what_is_missing_and_every_image_is_predicted_once(
-    bundle: str, images: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "output"
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    command = [sys.executable, "-c", KILLED, bundle, str(images), str(output)]
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not (output / "summary.json").exists()
-    before = modified(output)
-    known = {row["uri"] for row in rows_of(output)}
-    assert 8 <= len(known) < 37, "at least what two lots hold is there, and something was missing"
+def python(program: str, *arguments: str, bucket: Any) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | bucket.environment
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
-    summary = predict(bundle, images, output)
-    assert summary.images_computed == 37 - len(known)
-    assert before.items() <= modified(output).items(), "finished parts are as they were"
-    rows = {row["uri"]: row for row in rows_of(output)}
-    paths = [str(path) for path in sorted(images.glob("*/*.jpg"))]
-    assert sorted(row["uri"] for row in rows_of(output)) == paths
-    expected = {one.uri: one.label for one in load(bundle)(paths)}
-    assert {uri: row["class"] for uri, row in rows.items()} == expected
-    assert (summary.num_images, summary.num_bad) == (37, 1)
-    (bad,) = [json.loads(line) for line in (output / "bad_images.jsonl").read_text().splitlines()]
-    assert bad["uri"] == str(images / "red" / "broken.jpg")
+
+def objects(uri: str) -> dict[str, str]:
+    """Name and version of each part."""
+    return {info.uri: info.version for info in storage.list_files(f"{uri}/predictions")}
+
+
+def rows_at(uri: str) -> list[dict[str, Any]]:
+    rows = []
+    for part in objects(uri):
+        with storage.open_file(part) as file:
+            rows += pq.read_table(file).to_pylist()
+    return rows
+
+
+def test_a_killed_job_goes_on_with_what_is_missing_and_every_object_is_predicted_once(
+    bundle: str, images: Path, s3: Any
+) -> None:
+    run, prefix, output = f"{s3.uri}/run", f"{s3.uri}/images", f"{s3.uri}/output"
+    storage.upload_folder(Path(bundle), f"{run}/exports/1-best")
+    storage.upload_folder(images, prefix)
+    killed = python(KILLED_WITH_TWO_PARTS_DONE, run, prefix, output, bucket=s3)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not storage.exists(f"{output}/summary.json")
+    before, known = objects(output), {row["uri"] for row in rows_at(output)}
+    assert 8 <= len(known) < 37, "at least what two parts hold is there, and something was missing"
+
+    job = python(JOB, "--model", run, "--images", prefix, "--output", output, "--json", bucket=s3)
+    assert job.returncode == 0, job.stderr
+    summary = json.loads(job.stdout)
+    assert summary["images_computed"] == 37 - len(known)
+    assert before.items() <= objects(output).items(), "finished parts are as they were"
+    rows = rows_at(output)
+    paths = sorted(images.glob("*/*.jpg"))
+    labels = [one.label for one in load(bundle)(paths)]
+    expected = {f"{prefix}/{path.relative_to(images)}": label for path, label in zip(paths, labels, strict=True)}
+    assert len(rows) == 37
+    assert {row["uri"]: row["class"] for row in rows} == expected
+    assert (summary["num_images"], summary["num_bad"]) == (37, 1)
+    (bad,) = [json.loads(line) for line in storage.read_text(f"{output}/bad_images.jsonl").splitlines()]
+    assert bad["uri"] == f"{prefix}/red/broken.jpg"
     assert "web page" in bad["reason"]
 
+
+def test_a_finished_prediction_is_not_computed_again(bundle: str, images: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    first = predict(bundle, images, output)
+    before, written = modified(output), (output / "summary.json").read_bytes()
     again = predict(bundle, images, output)
-    assert (again.num_images, again.num_bad, again.images_computed) == (37, 1, 0)
-    assert json.loads((output / "summary.json").read_text())["images_computed"] == summary.images_computed
+    assert (first.images_computed, again.images_computed, again.num_images, again.num_bad) == (37, 0, 37, 1)
+    assert modified(output) == before
+    assert (output / "summary.json").read_bytes() == written
 
 
 def test_images_that_come_go_or_change_are_recomputed_with_their_parts_and_others_are_not(
@@ -117,30 +149,6 @@ def test_images_that_come_go_or_change_are_recomputed_with_their_parts_and_other
     assert sorted(row["uri"] for row in rows_of(output)) == [str(path) for path in sorted(images.glob("*/*.jpg"))]
     assert second.num_bad == 0
     assert (output / "bad_images.jsonl").read_text() == ""
-
-
-def test_objects_are_predicted_from_one_bucket_to_another_location_by_the_command(
-    bundle: str, image_folder: Path, s3, capsys: pytest.CaptureFixture[str]
-) -> None:
-    storage.upload_folder(image_folder / "red", f"{s3.uri}/images")
-    storage.upload_folder(Path(bundle), f"{s3.uri}/run/exports/1-best")
-    main_exits_with_zero(["predict", f"{s3.uri}/run", f"{s3.uri}/images", "--output", f"{s3.uri}/output", "--json"])
-    summary = json.loads(capsys.readouterr().out)
-    assert (summary["num_images"], summary["num_bad"]) == (12, 0)
-    assert summary["model"] == f"{s3.uri}/run/exports/1-best"
-    files = [info.uri for info in storage.list_files(f"{s3.uri}/output/predictions")]
-    rows = []
-    for uri in files:
-        with storage.open_file(uri) as file:
-            rows += pq.read_table(file).to_pylist()
-    assert sorted(row["uri"] for row in rows) == [f"{s3.uri}/images/{number:02}.jpg" for number in range(12)]
-
-
-def main_exits_with_zero(arguments: list[str]) -> None:
-    try:
-        main(arguments)
-    except SystemExit as ended:
-        assert not ended.code
 
 
 def test_what_cannot_be_meant_is_refused_before_anything_is_written(bundle: str, images: Path, tmp_path: Path) -> None:

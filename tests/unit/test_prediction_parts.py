@@ -31,9 +31,8 @@ def parts_of(some: list[FileInfo], tmp_path: Path) -> Listing:
 def test_the_parts_hold_every_image_once_in_order_and_none_is_too_small_or_too_large(tmp_path: Path) -> None:
     listing = parts_of(files(1000), tmp_path)
     rows = [row for number in range(len(listing.names)) for row in listing.read(number).to_pylist()]
-    assert [(row["uri"], row["version"], row["error"]) for row in rows] == [
-        (f.uri, f.version, None) for f in files(1000)
-    ]
+    expected = [{"uri": file.uri, "version": file.version, "error": None} for file in files(1000)]
+    assert rows == expected
     assert all(8 <= size <= 32 for size in listing.sizes[:-1])
     assert (listing.num_images, len(set(listing.names))) == (1000, len(listing.names))
 

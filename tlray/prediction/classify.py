@@ -67,7 +67,7 @@ class Classifier:
         self.facts = facts
         self._preprocessing = config.image_preprocessing
         self._device = torch.device(device)
-        self._forward = _faster(backbone, self._device)
+        self._forward = faster(backbone, self._device)
 
     def classify(self, files: pa.Table, num_threads: int) -> bytes:
         """A part's Parquet file; `files`: uri, version and error of its images."""
@@ -128,7 +128,7 @@ def open_classifier(facts: ModelFacts, device: str) -> Classifier:
     return Classifier(facts, device)
 
 
-def _faster(backbone: Backbone, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+def faster(backbone: Backbone, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     """The model with its BatchNorms folded away, where its blocks are known; as it is where they are not."""
     model = backbone.model.eval().requires_grad_(False)
     try:

@@ -189,9 +189,8 @@ def measured_costs(plan: Plan) -> list[Costs]:
 def scale(costs: list[Costs], gpu_speed: float, cores: float) -> dict[str, Any]:
     """The table, and the same as JSON."""
     print(f"{IMAGES:,} images, {TRIALS} trials, {EPOCHS} epochs at most (ASHA), {len(costs)} backbones; a GPU is")
-    print(
-        f"{gpu_speed:g} cores, {cores:g} more decode; a node comes in {NODE_SECONDS:g} s and goes after {IDLE_SECONDS:g} s"
-    )
+    nodes = f"nodes take {NODE_SECONDS:g} s to come and {IDLE_SECONDS:g} s to go"
+    print(f"{gpu_speed:g} cores, {cores:g} more decode for it; {nodes}")
     columns = f"{'shared: hours':>14} {'node-hours':>11} {'alone: hours':>13} {'node-hours':>11} {'speed-up':>9}"
     print(f"{'GPUs':>5} {columns}")
     found: dict[str, dict[int, list[float]]] = {"shared": {}, "alone": {}}

@@ -97,14 +97,13 @@ def _model_task(model_ref: str) -> ray.ObjectRef:
 
 def _computed(model: ModelFacts, output: PredictionOutput, listing: Listing, missing: Sequence[int]) -> Iterator[int]:
     """The number of every part in `missing`, as they are done."""
-    resources, looked = task_resources(cluster_summary()), time.monotonic()
-    task = _task(resources)
+    resources, looked = _resources(), time.monotonic()
     remaining = iter(missing)
     running: dict[ray.ObjectRef, int] = {}
     while True:
         if time.monotonic() - looked > LOOK_AGAIN:
-            resources, looked = task_resources(cluster_summary()), time.monotonic()
-            task = _task(resources)
+            resources, looked = _resources(), time.monotonic()
+        task = predict_task.options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=MAX_RETRIES)
         while len(running) < AHEAD * resources.concurrent and (number := next(remaining, None)) is not None:
             location = output.part(listing.names[number])
             running[task.remote(model, listing.read(number), location, resources.threads)] = number
@@ -123,8 +122,8 @@ def _computed(model: ModelFacts, output: PredictionOutput, listing: Listing, mis
         yield number
 
 
-def _task(resources: TaskResources) -> Any:
-    return predict_task.options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=MAX_RETRIES)
+def _resources() -> TaskResources:
+    return task_resources(cluster_summary())
 
 
 def _answer(task: ray.ObjectRef, what: str) -> Any:

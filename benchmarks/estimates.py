@@ -81,8 +81,8 @@ def run_one(folder: Path, kind: str, config: dict[str, Any]) -> Path:
     path = folder / f"{kind}.yaml"
     path.write_text(yaml.safe_dump(whole))
     subprocess.run([sys.executable, "-m", "tlray.cli", "run", str(path)], check=True, stdout=subprocess.DEVNULL)
-    (run,) = (folder / kind / kind).iterdir()
-    return run
+    (done,) = (folder / kind / kind).glob("*/DONE")
+    return done.parent
 
 
 def estimate_of(run: Path) -> float:

@@ -27,6 +27,7 @@ out = Console(width=None if sys.stdout.isatty() else 120)
 ConfigArgument = Annotated[str, typer.Argument(help="YAML file, local or s3://", metavar="CONFIG")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="overrides such as training.epochs=5", metavar="KEY=VALUE")]
 RunArgument = Annotated[str, typer.Argument(help="run folder, local or s3://", metavar="RUN")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="show what this would do and what it takes, start nothing")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of a table")]
 
 
@@ -46,12 +47,18 @@ def demo(
 
 
 @app.command()
-def run(config: ConfigArgument, overrides: Overrides = None) -> None:
+def run(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """Train every trial of CONFIG in parallel, rank them beside the baseline and export the best."""
     from tlray.prepare import new_run_uri
     from tlray.run import run as run_all
 
     loaded = load_config(config, overrides)
+    if dry_run:
+        from tlray.dry_run import dry_run_of_plan
+        from tlray.planning import plan_run
+
+        out.print(dry_run_of_plan(plan_run(loaded).plan))
+        return
     run_uri = new_run_uri(loaded)
     print_run(run_uri)
     run_all(loaded, run_uri, out)
@@ -59,12 +66,18 @@ def run(config: ConfigArgument, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def resume(run_uri: RunArgument) -> None:
+def resume(run_uri: RunArgument, dry_run: DryRun = False) -> None:
     """Go on with an interrupted run; what is finished is not done again."""
     from tlray import storage
     from tlray.run import resume as resume_run
 
     run_uri = storage.absolute(run_uri)
+    if dry_run:
+        from tlray.dry_run import dry_run_of_resume
+        from tlray.prepare import load_run
+
+        out.print(dry_run_of_resume(load_run(run_uri)))
+        return
     print_run(run_uri)
     resume_run(run_uri, out)
     print_run(run_uri)
@@ -81,13 +94,19 @@ def plan(config: ConfigArgument, overrides: Overrides = None, as_json: Json = Fa
 
 
 @app.command()
-def rank(config: ConfigArgument, overrides: Overrides = None, as_json: Json = False) -> None:
+def rank(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRun = False, as_json: Json = False) -> None:
     """Score the backbones of CONFIG on some training images: which are worth a sweep? Trains nothing."""
     from tlray.prepare import new_run_uri
     from tlray.ranking.tables import ranking_table
     from tlray.run import rank as rank_all
 
     loaded = load_config(config, overrides)
+    if dry_run:
+        from tlray.dry_run import dry_run_of_features
+        from tlray.planning import plan_ranking
+
+        out.print(dry_run_of_features(plan_ranking(loaded)[0].plan))
+        return
     run_uri = new_run_uri(loaded)
     if as_json:
         _show(rank_all(loaded, run_uri, Console(stderr=True)), None, as_json)
@@ -98,12 +117,18 @@ def rank(config: ConfigArgument, overrides: Overrides = None, as_json: Json = Fa
 
 
 @app.command()
-def features(config: ConfigArgument, overrides: Overrides = None) -> None:
+def features(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """Compute what each backbone of CONFIG makes of every image, once, and write it as Parquet for other tools."""
     from tlray.prepare import new_run_uri
     from tlray.run import features as write_features
 
     loaded = load_config(config, overrides)
+    if dry_run:
+        from tlray.dry_run import dry_run_of_features
+        from tlray.planning import plan_features
+
+        out.print(dry_run_of_features(plan_features(loaded).plan))
+        return
     run_uri = new_run_uri(loaded)
     print_run(run_uri)
     for uri in write_features(loaded, run_uri, out):

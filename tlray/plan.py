@@ -74,7 +74,7 @@ def plan_tables(plan: Plan) -> Group:
     """The plan for a terminal: a row for each trial, for each cut that may be kept, for each stage; then the notes."""
     tables: list[RenderableType] = [_trial_table(plan)]
     if plan.activations:
-        tables += [Table(box=None), _activation_table(plan)]
+        tables += [Table(box=None), activation_table(plan)]
     if plan.estimate is not None:
         tables += [Table(box=None), *_estimate_lines(plan.estimate)]
     tables += [Text(note) for note in plan.notes]
@@ -106,7 +106,8 @@ def _trial_table(plan: Plan) -> Table:
     return table
 
 
-def _activation_table(plan: Plan) -> Table:
+def activation_table(plan: Plan) -> Table:
+    """A row for each cut that may be kept, with what decided it."""
     kept = [source for source in plan.activations if source.materialise]
     table = Table(
         title=f"frozen work: {len(kept)} of {len(plan.activations)} cuts are computed once and kept, "

@@ -76,6 +76,11 @@ def plan_ranking(config: RunConfig, machines: Machines | None = None) -> tuple[P
     ), manifest
 
 
+def plan_features(config: RunConfig) -> PlannedRun:
+    """A linear probe of each backbone on all images, whose features `tlray features` writes."""
+    return plan_run(features_config(select_backbones(config)))
+
+
 def _checked(config: RunConfig) -> RunConfig:
     """The configuration resolved, with all checked that can be without images."""
     config = select_backbones(config)

@@ -77,10 +77,13 @@ def test_a_long_trial_makes_room_for_a_shorter_one_behind_it() -> None:
     assert dropped == ["a0"]
 
 
-def test_the_baseline_stays_when_there_is_room_for_nothing() -> None:
-    kept, dropped = choose(trials_of(a=1), ten_seconds_each, 0, {})
+def test_with_room_for_nothing_the_baseline_stays_and_one_trial_unless_another_has_a_score_already() -> None:
+    kept, dropped = choose(trials_of(a=2), ten_seconds_each, 0, {})
+    assert ids(kept) == ["000-baseline", "a0"]
+    assert dropped == ["a1"]
+    kept, dropped = choose(trials_of(a=2), ten_seconds_each, 0, {key("a"): 0.5})
     assert ids(kept) == ["000-baseline"]
-    assert dropped == ["a0"]
+    assert dropped == ["a0", "a1"]
 
 
 def test_a_number_of_trials_takes_some_of_each_backbone() -> None:

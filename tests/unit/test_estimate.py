@@ -13,6 +13,7 @@ from tlray.budget.estimate import (
     estimate_run,
     expected_epochs,
     makespan,
+    start_seconds,
     sweep_seconds,
 )
 from tlray.config import BackboneConfig, ExportConfig, PricesConfig, SweepConfig
@@ -76,7 +77,9 @@ def test_trials_of_a_batched_head_cost_little_more_than_one_and_others_share_the
     one = sweep_seconds([cost("a", 5, "g")], (), MACHINES)
     many = sweep_seconds([cost(f"a{number}", 5, "g") for number in range(20)], (), MACHINES)
     assert many < 1.5 * one
-    assert sweep_seconds([cost(f"b{number}", 5) for number in range(20)], (), MACHINES) == pytest.approx(10 + 50)
+    assert sweep_seconds([cost(f"b{number}", 5) for number in range(20)], (), MACHINES) == pytest.approx(
+        start_seconds(MACHINES) + 50
+    )
 
 
 def test_cuts_of_one_backbone_cost_one_forward_and_what_is_stored_nothing() -> None:
@@ -95,7 +98,7 @@ def test_a_run_is_priced_by_all_its_instances_and_without_what_is_dropped() -> N
     costs = [cost("000-baseline", 100), cost("a", 200), cost("b", 5000)]
     prices = PricesConfig(per_hour={"gpu": 3.6, "cpu": 0.36}, instances={"gpu": 2, "cpu": 1})
     estimate = estimate_run((), costs, ["b"], MACHINES, ExportConfig(top_k=1), prices)
-    seconds = 10 + 200 + conclusion_seconds(ExportConfig(top_k=1))
+    seconds = start_seconds(MACHINES) + 200 + conclusion_seconds(ExportConfig(top_k=1))
     assert estimate.seconds == pytest.approx(seconds)
     assert estimate.price == pytest.approx(seconds * (2 * 3.6 + 0.36) / 3600)
     assert estimate.dropped == ("b",)

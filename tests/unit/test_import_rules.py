@@ -124,6 +124,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prediction": {"storage", "stores", "catalogue", "backbone", "split", "fold", "data", "export", "predict"},
     "conclude": {"storage", "data", "training", "results", "export", "report", "prepare"},
     # what a person starts
+    "dry_run": {"activations", "budget", "plan", "prepare", "results"},
     "run": {
         "config",
         "storage",

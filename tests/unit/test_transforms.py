@@ -192,6 +192,27 @@ def test_the_order_in_which_pixels_lie_in_memory_changes_nothing(
     assert torch.equal(*results)
 
 
+@pytest.mark.parametrize("size", [(375, 500), (224, 224), (1, 500), (500, 1), (1, 1), (3, 7), (224, 500)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_result_that_goes_straight_into_a_batch_is_the_one_that_is_copied_there(
+    size: tuple[int, int], interpolation: Any
+) -> None:
+    squashed = Preprocessing(
+        input_size=(224, 224),
+        resize=224,
+        crop_mode="squash",
+        interpolation=interpolation,
+        mean=(0.5,) * 3,
+        std=(1,) * 3,
+    )
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)).permute(2, 0, 1)
+    for num_images in (1, 3):
+        batch = torch.zeros((num_images, 3, 224, 224), dtype=torch.uint8).to(memory_format=torch.channels_last)
+        result = eval_transform(image, squashed, batch[num_images - 1])
+        assert torch.equal(result, eval_transform(image, squashed))
+        assert not batch[: num_images - 1].any()
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("augmentation", ["none", "light"])
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])

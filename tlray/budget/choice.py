@@ -43,7 +43,8 @@ def choose(
     Successive halving (Karnin et al., ICML 2013) over backbones: while all together take too long, the worse half of
     the backbones goes, by `scores` (of `backbone_key`; those without one come last, in the order of the configuration).
     Of what is left, trials are taken in the order of `by_worth` as long as they fit. The baseline always stays: nothing
-    is proven without it.
+    is proven without it. Where nothing fits and nothing has a score yet, the first trial stays too, and goes as far as
+    the time lets it: a run without a winner is no use at any price.
     """
     candidates = [trial for trial in trials if not trial.is_baseline]
     baseline = [trial for trial in trials if trial.is_baseline]
@@ -51,10 +52,13 @@ def choose(
     while len(backbones) > 1 and seconds_of([*baseline, *candidates]) > left:
         backbones = backbones[: math.ceil(len(backbones) / 2)]
         candidates = [trial for trial in candidates if backbone_key(trial.backbone) in backbones]
+    order = by_worth(candidates, scores)
     chosen: list[TrialConfig] = []
-    for trial in by_worth(candidates, scores):
+    for trial in order:
         if seconds_of([*baseline, *chosen, trial]) <= left:
             chosen.append(trial)
+    if not chosen and not scores:
+        chosen = order[:1]
     kept = {trial.trial_id for trial in (*baseline, *chosen)}
     return (
         [trial for trial in trials if trial.trial_id in kept],

@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict
 from tlray.activations.planned import ActivationSource
 from tlray.config import ExportConfig, PricesConfig, SweepConfig
 
-EXPORT_SECONDS = 12.0  # of a bundle: three formats, and comparing them
+TUNE_SECONDS = 6.0  # until Ray Tune is imported and asks for its first process
+STARTED_TOGETHER = 1.5  # what processes that import torch at the same time take longer than one
+EXPORT_SECONDS = 14.0  # of a bundle: three formats, and comparing them
 REPORT_SECONDS = 3.0
 PROBE_SHARE = 0.02  # of the first probe's time that each further one of its batched head takes
 
@@ -104,9 +106,15 @@ def sweep_stages(
     if grouped:
         stages.append(Stage(name="linear probes", seconds=sum(group_seconds(grouped).values())))
     if alone:
-        seconds = machines.process_seconds + makespan(alone, machines.concurrent_trials)
+        seconds = start_seconds(machines) + makespan(alone, machines.concurrent_trials)
         stages.append(Stage(name="trials", seconds=seconds))
     return tuple(stages)
+
+
+def start_seconds(machines: Machines) -> float:
+    """Until the first trials under Ray Tune make their first step."""
+    together = STARTED_TOGETHER if machines.concurrent_trials > 1 else 1.0
+    return TUNE_SECONDS + together * machines.process_seconds
 
 
 def conclusion_seconds(export: ExportConfig) -> float:

@@ -194,7 +194,7 @@ def load_rows(
 
 
 def _batches(
-    load: Callable[[Image], torch.Tensor],
+    load: Callable[..., torch.Tensor],
     images: Images,
     steps: Sequence[np.ndarray],
     num_global: Sequence[int],
@@ -244,11 +244,12 @@ def _parts(images: Sequence[Image], input_size: tuple[int, int], size: int) -> I
         yield _Part(images[first : first + size], batch, first)
 
 
-def _load_part(load: Callable[[Image], torch.Tensor], part: _Part) -> torch.Tensor:
+def _load_part(load: Callable[..., torch.Tensor], part: _Part) -> torch.Tensor:
     """-> the batch, with this part of it filled"""
-    pixels = part.batch.permute(0, 2, 3, 1).numpy()  # numpy copies in the thread that asks
-    for place, image in enumerate(part.images, part.first):
-        pixels[place] = load(image).permute(1, 2, 0).numpy()
+    for image, place in zip(part.images, part.batch[part.first :], strict=False):
+        loaded = load(image, place=place)
+        if loaded is not place:  # numpy copies in the thread that asks
+            place.permute(1, 2, 0).numpy()[:] = loaded.permute(1, 2, 0).numpy()
     return part.batch
 
 
@@ -298,8 +299,12 @@ def _load(
     augmentation: str = "none",
     seed: int = 0,
     epoch: int = 0,
+    place: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """One image, ready for a batch: from the cache where it is there, else read and decoded, no larger than needed."""
+    """One image, ready for a batch: from the cache where it is there, else read and decoded, no larger than needed.
+
+    `place`: its place in the batch, for eval_transform, where no cache is to have the result.
+    """
     size = _reduced_to(image, preprocessing, augmentation)
     whole = (image.content_id, size)
     if augmentation != "none":
@@ -316,7 +321,7 @@ def _load(
     was_cached = decoded is not None
     if decoded is None:
         decoded = _decoded(read(image), size)
-    ready = eval_transform(decoded, preprocessing)
+    ready = eval_transform(decoded, preprocessing, None if cache.max_bytes else place)
     if ready.nbytes < decoded.nbytes:  # the smaller of the two is kept
         if ready.nbytes <= cache.max_bytes:
             # a crop would hold on to the whole

@@ -20,14 +20,20 @@ from torchvision.transforms.v2 import functional as F
 
 from tlray.catalogue import Preprocessing
 
+NATIVE_UINT8 = ("AVX2", "AVX512")  # where torchvision resizes uint8 as uint8
 LARGEST_SHIFT = 0.125  # of the input's size, "light"
 CROP_AREA = (0.35, 1.0)  # share of the image, "standard"
 CROP_RATIO = (3 / 4, 4 / 3)  # width to height
 CROP_TRIES = 10  # before the largest crop in the middle is taken
 
 
-def eval_transform(image: torch.Tensor, p: Preprocessing) -> torch.Tensor:
-    """(3, H, W) uint8 of any size -> (3, *p.input_size) uint8, the same every time."""
+def eval_transform(image: torch.Tensor, p: Preprocessing, place: torch.Tensor | None = None) -> torch.Tensor:
+    """(3, H, W) uint8 of any size -> (3, *p.input_size) uint8, the same every time.
+
+    `place` (3, *p.input_size) uint8, channels last, is where the result may go: it is then what is returned.
+    """
+    if place is not None and _resize_is_all(image, p):
+        return _resize_into(place, image)
     image = _resize(image, p)
     image = _pad(image, p.input_size, p)
     return F.center_crop(image, list(p.input_size))
@@ -74,6 +80,22 @@ def _resize(image: torch.Tensor, p: Preprocessing) -> torch.Tensor:
     height, width = image.shape[-2:]
     size = _resized(height, width, p)
     return F.resize(image, list(size), interpolation=InterpolationMode(p.interpolation), antialias=True)
+
+
+def _resize_is_all(image: torch.Tensor, p: Preprocessing) -> bool:
+    """Whether the transform is just one call of torch's own kernel, as torchvision makes it on this processor."""
+    return (
+        p.interpolation == "bilinear"
+        and torch.backends.cpu.get_cpu_capability() in NATIVE_UINT8
+        and image.shape[-2:] != p.input_size
+        and _resized(*image.shape[-2:], p) == p.input_size
+    )
+
+
+def _resize_into(place: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """Saves the pages of a result that is copied into the batch at once: 0.03 of 0.22 ms for a 500x375 photo."""
+    torch.ops.aten._upsample_bilinear2d_aa.out(image[None], place.shape[-2:], False, None, None, out=place[None])
+    return place
 
 
 def _resized(height: int, width: int, p: Preprocessing) -> tuple[int, int]:

@@ -1,0 +1,227 @@
+"""How good is what tlray chooses for a tenth of what trying everything costs?
+
+    python -m benchmarks.choice [--folder FOLDER] [--data hymenoptera,dogcat,cifar10] [--seeds 0,1,2]
+
+Three sets of real images (the small two whole, 600 of CIFAR-10's to train on), four backbones with ImageNet weights,
+three strategies and three rates each: 36 configurations. The oracle is an exhaustive sweep of all of them; its accuracy
+is the best that any of them has *on the test images*, which nobody can know beforehand. tlray gets the same
+configuration with a shortlist of two and budget.hours such that all its work is a tenth of the oracle's.
+
+Random search and ASHA (Li et al., MLSys 2020; on two workers) are replayed from the oracle's rows and learning curves
+at a tenth of its cost, 2,000 times each, and choose by validation accuracy, as tlray does. *Plain* ones pay for each
+trial's own frozen work in every epoch, as trials do that share nothing; *sharing* ones pay what the same trials cost in
+tlray's sweep. They pay for nothing else. Neither is charged for starting up.
+
+Cost is work: the seconds of all trials, of the frozen work and of the ranking; starting Ray, planning, exports and the
+report, which take the same half minute however large the sweep is, are not in it: `wall` has all of it.
+
+FOLDER keeps the runs, by default only while this runs; what is finished there is not repeated. The last line is one
+JSON object: mean_regret_points, cost_fraction (mean), random_regret_points and asha_regret_points (plain), the same
+`_sharing`, and `all`. Regret is the oracle's accuracy minus the choice's, in points of test accuracy;
+`exhaustive_regret_points` is that of whoever tries everything and chooses by validation.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.choice_rivals import Curve, asha, random_search
+from benchmarks.machine import describe, shared_folder
+from tlray.budget.estimate import start_seconds
+from tlray.plan import Plan, load_plan
+from tlray.ranking.result import load_ranking
+from tlray.results import LeaderboardRow, load_leaderboard
+
+SHARED = shared_folder()
+BACKBONES = [
+    ("torchvision/mobilenet_v2.IMAGENET1K_V1", "mobilenet_v2", {}),
+    ("timm/mobilenetv1_100", "mobilenetv1_100", {}),
+    ("torchvision/squeezenet1_0", "squeezenet1_0", {}),
+    ("timm/mobilenetv2_035", "mobilenetv2_035", {"options": {"pad_type": "same"}}),
+]
+INPUT_SIZE, EPOCHS, WORKERS = 128, 8, 2
+LARGEST_TRAIN = {"cifar10": 600}  # images; of the others all
+SHARE = 0.1  # of the oracle's cost
+REPLAYS = 2000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", help="where the runs are kept")
+    parser.add_argument("--data", default="hymenoptera,dogcat,cifar10")
+    parser.add_argument("--seeds", default="0,1,2")
+    options = parser.parse_args()
+    print(describe())
+    with tempfile.TemporaryDirectory(prefix="tlray-benchmark-") as name:
+        folder = Path(options.folder or name).absolute()
+        rows = [
+            compare(folder, data, seed)
+            for data in options.data.split(",")
+            for seed in map(int, options.seeds.split(","))
+        ]
+    keys = [key for key in rows[0] if key.endswith(("_points", "_fraction"))]
+    means = {key: round(statistics.mean(row[key] for row in rows), 3) for key in keys}
+    print(json.dumps({"mean_regret_points": means.pop("regret_points"), **means, "all": rows}))
+
+
+def compare(folder: Path, data: str, seed: int) -> dict[str, Any]:
+    """One row of the table, printed."""
+    images = subset(folder, data, seed)
+    everything, wall = run(folder, f"{data}-{seed}-oracle", config(images, seed))
+    plan = load_plan(str(everything))
+    rows = [row for row in load_leaderboard(str(everything)).rows if row.rank is not None and not row.is_baseline]
+    cost = work_of(everything, plan)
+    best = max(accuracy(row) for row in rows)
+
+    allowed = SHARE * cost / WORKERS + unavoidable_seconds(plan)
+    narrowed = {"ranking": {"shortlist": 2}, "budget": {"hours": allowed / 3600}}
+    chosen, chosen_wall = run(folder, f"{data}-{seed}-choice", config(images, seed) | narrowed)
+    champion = load_leaderboard(str(chosen)).champion
+    assert champion is not None
+
+    curves = [curve_of(everything, row, plan) for row in rows]
+    rivals = {
+        f"{name}{suffix}_regret_points": best - rival(curves, SHARE * cost, plain=plain, replays=REPLAYS)
+        for name, rival in (("random", random_search), ("asha", asha))
+        for suffix, plain in (("", True), ("_sharing", False))
+    }
+    row = {
+        "data": data,
+        "seed": seed,
+        "oracle": best,
+        "choice": accuracy(champion),
+        "chosen": f"{champion.backbone} {champion.strategy} {champion.params['lr']:g}",
+        "regret_points": best - accuracy(champion),
+        "exhaustive_regret_points": best - accuracy(rows[0]),
+        **rivals,
+        "cost_fraction": work_of(chosen, load_plan(str(chosen))) / cost,
+        "wall_fraction": chosen_wall / wall,
+        "oracle_work_seconds": cost,
+    }
+    row = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def subset(folder: Path, data: str, seed: int) -> Path:
+    """The data set in `folder` without its known placeholder; of a large one some images, drawn by `seed`."""
+    target = folder / f"{data}-{seed}"
+    if target.exists():
+        return target
+    building = target.with_suffix(".building")
+    shutil.rmtree(building, ignore_errors=True)
+    for split in ("train", "val"):
+        for place in sorted((SHARED / "data" / data / split).iterdir()):
+            files = sorted(file for file in place.iterdir() if file.suffix != ".gif")
+            if split == "train" and data in LARGEST_TRAIN:
+                files = random.Random(seed).sample(files, LARGEST_TRAIN[data] // 10)
+            (building / split / place.name).mkdir(parents=True)
+            for file in files:
+                shutil.copy(file, building / split / place.name)
+    building.rename(target)
+    return target
+
+
+def config(images: Path, seed: int) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "data": {
+            "train": str(images / "train"),
+            "test": str(images / "val"),
+            "val_fraction": 0.25,
+            "split_seed": seed,
+        },
+        "backbones": [
+            {"id": id, "weights": f"{SHARED}/weights/{file}.safetensors", "input_size": INPUT_SIZE, **more}
+            for id, file, more in BACKBONES
+        ],
+        "strategies": [
+            {"strategy": "linear_probe", "search_space": {"lr": {"grid": [0.0003, 0.003, 0.03]}}},
+            {"strategy": "partial", "trainable_blocks": 3},
+            {"strategy": "full"},
+        ],
+        "search_space": {"lr": {"grid": [0.0001, 0.0003, 0.001]}},
+        "training": {"epochs": EPOCHS, "batch_size": 16, "warmup_epochs": 0.5, "augmentation": "none"},
+        "baseline": {
+            "backbone": {"id": "timm/resnet10t", "weights": "none", "input_size": 64},
+            "training": {"epochs": 1},
+        },
+        "activations": {"materialise": "always"},
+        "sweep": {"scheduler": "fifo", "max_concurrent_trials": WORKERS},
+    }
+
+
+def run(folder: Path, name: str, settings: dict[str, Any]) -> tuple[Path, float]:
+    """A whole run with nothing of it in a store already, unless it is there -> its folder, and its wall-clock."""
+    place = folder / name
+    seconds = place / "seconds"
+    if not seconds.exists():
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        (place / "config.yaml").write_text(yaml.safe_dump({"name": "run", "storage": str(place), **settings}))
+        started = time.monotonic()
+        command = [sys.executable, "-m", "tlray.cli", "run", str(place / "config.yaml")]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds.write_text(str(time.monotonic() - started))
+    (done,) = (place / "run").glob("*/DONE")
+    return done.parent, float(seconds.read_text())
+
+
+def work_of(run: Path, plan: Plan) -> float:
+    """Seconds of all trials but the baseline, of the frozen work and of the ranking."""
+    leaderboard = load_leaderboard(str(run))
+    ids = {row.trial_id for row in leaderboard.rows if not row.is_baseline}
+    trials = sum(row.seconds for row in leaderboard.rows if row.trial_id in ids)
+    ranking = load_ranking(str(run))
+    return trials + frozen_seconds(plan, ids) + (0.0 if ranking is None else ranking.seconds)
+
+
+def frozen_seconds(plan: Plan, trial_ids: set[str]) -> float:
+    """What the frozen work of these trials took, by the seconds an image that the plan measured; all cuts at once."""
+    deepest: dict[str, float] = {}
+    for source in plan.activations:
+        if not trial_ids.isdisjoint(source.trials):
+            seconds = (source.num_draws - source.num_stored) * (source.decode_seconds + source.prefix_seconds)
+            deepest[source.backbone.id] = max(seconds, deepest.get(source.backbone.id, 0.0))
+    return sum(deepest.values())
+
+
+def unavoidable_seconds(plan: Plan) -> float:
+    """By the clock, what a run takes however little it trains: starting processes, exports and the report."""
+    assert plan.estimate is not None
+    conclusion = next(stage.seconds for stage in plan.estimate.stages if stage.name == "exports and report")
+    return conclusion + start_seconds(plan.estimate.machines)
+
+
+def accuracy(row: LeaderboardRow) -> float:
+    """Points."""
+    assert row.test_accuracy is not None
+    return 100 * row.test_accuracy
+
+
+def curve_of(run: Path, row: LeaderboardRow, plan: Plan) -> Curve:
+    history = [json.loads(line) for line in (run / "trials" / row.trial_id / "history.jsonl").read_text().splitlines()]
+    own = 0.0
+    for source in plan.activations:
+        if row.trial_id in source.trials:
+            own = max(own, source.num_draws * (source.decode_seconds + source.prefix_seconds))
+    return Curve(
+        val=tuple(epoch["val_accuracy"] for epoch in history),
+        test=accuracy(row),
+        seconds=row.seconds,
+        frozen_seconds=own,
+    )
+
+
+if __name__ == "__main__":
+    main()

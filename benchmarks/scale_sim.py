@@ -33,7 +33,7 @@ import yaml
 
 from benchmarks.machine import describe, shared_folder
 from benchmarks.scale_events import Cluster, Job, Result, Stage, simulate
-from tlray.budget.estimate import EXPORT_SECONDS, PROBE_SHARE, REPORT_SECONDS, group_seconds
+from tlray.budget.estimate import EXPORT_SECONDS, PROBE_SHARE, REPORT_SECONDS, TUNE_SECONDS, group_seconds
 from tlray.plan import Plan, load_plan
 
 SHARED = shared_folder()
@@ -132,7 +132,10 @@ def stages_of(plan: Plan, workers: int) -> list[Stage]:
     stages = [Stage("frozen work", [Job((frozen / threads,))] * threads, 0.0)] if frozen else []
     stages += [Stage("linear probes", [Job(tuple(grouped.values()))], 0.0)] if grouped else []
     trials = [Job((cost.seconds,)) for cost in estimate.costs if cost.group is None]
-    stages += [Stage("trials", trials, estimate.machines.process_seconds)]
+    stages += [
+        Stage("Ray Tune", [Job((TUNE_SECONDS,))], 0.0),
+        Stage("trials", trials, estimate.machines.process_seconds),
+    ]
     return [*stages, Stage("report", [Job((REPORT_SECONDS,))], 0.0)]
 
 
@@ -232,6 +235,7 @@ def shared_stages(costs: list[Costs], gpu_speed: float, cores: float) -> list[St
     return [
         Stage("frozen work", chunks, PROCESS_SECONDS),
         Stage("linear probes", probes, 0.0),
+        Stage("Ray Tune", [Job((TUNE_SECONDS,))], 0.0),
         Stage("trials", partial, PROCESS_SECONDS),
         Stage("exports and report", [Job((EXPORT_SECONDS + REPORT_SECONDS,))], 0.0),
     ]
@@ -246,6 +250,7 @@ def alone_stages(costs: list[Costs], gpu_speed: float, cores: float) -> list[Sta
             steps = (cost.whole + cost.probe, cost.prefix + cost.suffix)
             trials += [asha.job(IMAGES * max(cost.decode / cores, step / gpu_speed)) for step in steps]
     return [
+        Stage("Ray Tune", [Job((TUNE_SECONDS,))], 0.0),
         Stage("trials", trials, PROCESS_SECONDS),
         Stage("exports and report", [Job((EXPORT_SECONDS + REPORT_SECONDS,))], 0.0),
     ]

@@ -96,19 +96,17 @@ class Classifier:
         pixels = torch.empty(
             (len(rows), 3, *self._preprocessing.input_size), dtype=torch.uint8, memory_format=torch.channels_last
         )
-        errors = []
-        place = 0
+        errors: list[str | None] = []
         for uri, version, error in rows:
             if error is None:
                 try:
-                    pixels[place] = _read(uri, version, self._preprocessing)
-                    place += 1
+                    _read_into(pixels[errors.count(None)], uri, version, self._preprocessing)
                 except BadImageError as bad:
                     error = bad.reason
                 except StorageError as missing:
                     error = _reason(missing, uri)
             errors.append(error)
-        return _Group(pixels[:place], tuple(errors))
+        return _Group(pixels[: errors.count(None)], tuple(errors))
 
     def _probabilities(self, groups: Sequence[_Group]) -> tuple[np.ndarray, list[str | None]]:
         """Runs in a thread -> (good images, C) float32, and the reason, or None, for each image."""
@@ -140,15 +138,17 @@ def faster(backbone: Backbone, device: torch.device) -> Callable[[torch.Tensor],
     return lambda images: head(*prefix(images)[0])
 
 
-def _read(uri: str, version: str, preprocessing: Preprocessing) -> torch.Tensor:
-    """(3, H, W) uint8, as validation in a run sees the image: large JPEGs are decoded no larger than is needed."""
+def _read_into(place: torch.Tensor, uri: str, version: str, preprocessing: Preprocessing) -> None:
+    """Fill `place` (3, H, W) with what validation in a run sees: large JPEGs are decoded no larger than is needed."""
     data = storage.read_bytes(uri, version or None)
     header = jpeg.read_header(data)
     size = None
     if header is not None and header.orientation is not None and min(header.height, header.width) >= SMALLEST_SIDE:
         shown = (header.height, header.width) if header.orientation < 5 else (header.width, header.height)
         size = needed_size(shown, preprocessing, "none")
-    return eval_transform(torch.from_numpy(decode(data, size)).permute(2, 0, 1), preprocessing)
+    ready = eval_transform(torch.from_numpy(decode(data, size)).permute(2, 0, 1), preprocessing, place)
+    if ready is not place:  # numpy copies in the thread that asks
+        place.permute(1, 2, 0).numpy()[:] = ready.permute(1, 2, 0).numpy()
 
 
 def _reason(error: StorageError, uri: str) -> str:

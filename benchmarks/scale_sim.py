@@ -132,10 +132,8 @@ def stages_of(plan: Plan, workers: int) -> list[Stage]:
     stages = [Stage("frozen work", [Job((frozen / threads,))] * threads, 0.0)] if frozen else []
     stages += [Stage("linear probes", [Job(tuple(grouped.values()))], 0.0)] if grouped else []
     trials = [Job((cost.seconds,)) for cost in estimate.costs if cost.group is None]
-    stages += [
-        Stage("Ray Tune", [Job((TUNE_SECONDS,))], 0.0),
-        Stage("trials", trials, estimate.machines.process_seconds),
-    ]
+    stages.append(Stage("Ray Tune", [Job((TUNE_SECONDS,))], 0.0))
+    stages.append(Stage("trials", trials, estimate.machines.process_seconds))
     return [*stages, Stage("report", [Job((REPORT_SECONDS,))], 0.0)]
 
 

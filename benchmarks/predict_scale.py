@@ -1,6 +1,6 @@
 """Does batch prediction keep up with the bare forward, and does a kill in the middle cost or double an image?
 
-    python -m benchmarks.predict_scale [--images 20000] [--part speed | kill]        # seven minutes on two cores
+    python -m benchmarks.predict_scale [--images 20000] [--part speed | kill]        # ten minutes on two cores
 
 Small photos: JPEGs of 160 pixels, some 9 KB, cut out of the shared ones, through torchvision's MobileNetV2 with its
 ImageNet weights and 1000 classes at its own 224 pixels. It is the lightest usual backbone: with any heavier one, what
@@ -8,8 +8,8 @@ surrounds the forward weighs less.
 
 *speed*: `tlray predict --output` from the start of its process to its end (Ray, workers, importing torch, listing,
 writing) between measurements of the bare forward on preloaded batches; see programs/bare_forward.py. The forward limit
-is the fastest of four: the model as it was exported and with its BatchNorms folded, one forward with all threads and
-one a core. *kill*: the same prediction with every process killed (SIGKILL) when a third of the parts are there, then
+is the fastest of eight: the model as it was exported and with its BatchNorms folded, by 4 and by 16 images, one forward
+with all threads and one a core. *kill*: the same prediction with every process killed (SIGKILL) when a third of the parts are there, then
 started again.
 
 The last line is one JSON object: forward_over_predict (images/s of the fastest bare forward over those of the
@@ -45,18 +45,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--part", choices=["speed", "kill"])
+    parser.add_argument("--folder", help="where to keep the export and the images for the next time")
     options = parser.parse_args()
     print(describe())
     shared = shared_folder()
     outcome: dict[str, float] = {"images": options.images}
     with tempfile.TemporaryDirectory(prefix="tlray-benchmark-") as name:
-        folder = Path(name)
-        write_export(shared, folder / "export")
-        write_images(shared, folder / "images", options.images)
+        folder = Path(options.folder or name)
+        if not (folder / "export" / "SHA256SUMS").exists():
+            write_export(shared, folder / "export")
+            write_images(shared, folder / "images", options.images)
         if options.part != "kill":
-            outcome |= measure_speed(folder, options.images)
+            outcome |= measure_speed(folder, Path(name) / "speed", options.images)
         if options.part != "speed":
-            outcome |= measure_kill(folder, options.images)
+            outcome |= measure_kill(folder, Path(name) / "kill", options.images)
     print(json.dumps(outcome))
 
 
@@ -116,9 +118,9 @@ def write_images(shared: Path, folder: Path, count: int) -> None:
         cut.save(path, quality=QUALITY)
 
 
-def measure_speed(folder: Path, count: int) -> dict[str, float]:
+def measure_speed(folder: Path, output: Path, count: int) -> dict[str, float]:
     forwards = [bare_forward(folder)]
-    usage = run_measured(prediction(folder, "speed"))
+    usage = run_measured(prediction(folder, output))
     forwards.append(bare_forward(folder))
     speed = count / usage.wall_seconds
     best = {
@@ -154,15 +156,15 @@ def bare_forward(folder: Path) -> dict[str, dict[str, float]]:
     return json.loads(run_measured(program).last_line)
 
 
-def prediction(folder: Path, output: str) -> list[str]:
-    arguments = [str(folder / "export"), str(folder / "images"), "--output", str(folder / output), "--json"]
+def prediction(folder: Path, output: Path) -> list[str]:
+    arguments = [str(folder / "export"), str(folder / "images"), "--output", str(output), "--json"]
     return [sys.executable, "-m", "tlray.cli", "predict", *arguments]
 
 
-def measure_kill(folder: Path, count: int) -> dict[str, float]:
-    done = folder / "kill" / "predictions"
+def measure_kill(folder: Path, output: Path, count: int) -> dict[str, float]:
+    done = output / "predictions"
     started = time.perf_counter()
-    with subprocess.Popen(prediction(folder, "kill"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as killed:
+    with subprocess.Popen(prediction(folder, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as killed:
         while sum(pq.read_metadata(path).num_rows for path in done.glob("*.parquet")) < count / 3:
             assert killed.poll() is None, "the prediction ended before it could be killed"
             time.sleep(POLL_SECONDS)
@@ -175,7 +177,7 @@ def measure_kill(folder: Path, count: int) -> dict[str, float]:
         f"killed {len(tree)} processes after {time.perf_counter() - started:.1f} s: {known} images are there",
         flush=True,
     )
-    usage = run_measured(prediction(folder, "kill"))
+    usage = run_measured(prediction(folder, output))
     summary = json.loads(usage.last_line)
     uris = [uri for path in done.glob("*.parquet") for uri in pq.read_table(path, columns=["uri"])["uri"].to_pylist()]
     listed = {str(path) for path in (folder / "images").glob("*/*.jpg")}

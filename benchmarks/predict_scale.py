@@ -1,16 +1,17 @@
 """Does batch prediction keep up with the bare forward, and does a kill in the middle cost or double an image?
 
-    python -m benchmarks.predict_scale [--images 20000] [--part speed | kill]        # ten minutes on two cores
+    python -m benchmarks.predict_scale [--images 20000] [--part speed | kill]        # eight minutes on two cores
 
-Small photos: JPEGs of 160 pixels, some 9 KB, cut out of the shared ones, through torchvision's MobileNetV2 with its
-ImageNet weights and 1000 classes at its own 224 pixels. It is the lightest usual backbone: with any heavier one, what
-surrounds the forward weighs less.
+Small photos: JPEGs of 160 pixels, some 9 KB, cut out of the shared ones.
 
-*speed*: `tlray predict --output` from the start of its process to its end (Ray, workers, importing torch, listing,
-writing) between measurements of the bare forward on preloaded batches; see programs/bare_forward.py. The forward limit
-is the fastest of eight: the model as it was exported and with its BatchNorms folded, by 4 and by 16 images, one forward
-with all threads and one a core. *kill*: the same prediction with every process killed (SIGKILL) when a third of the parts are there, then
-started again.
+*speed*: torchvision's MobileNetV2 with its ImageNet weights and 1000 classes at its own 224 pixels. It is the lightest
+backbone in common use: with a heavier one, all that surrounds the forward weighs less. `tlray predict --output` from the
+start of its process to its end (Ray, workers, importing torch, listing, writing) between measurements of the bare
+forward on preloaded batches; see programs/bare_forward.py. The forward limit is the fastest of eight: the model as it
+was exported and with its BatchNorms folded, by 4 and by 16 images, one forward with all threads and one a core.
+
+*kill*: a light network (mobilenetv2_035 at 96 pixels, 10 classes), every process killed (SIGKILL) when a third of the
+images are there, then the same command again.
 
 The last line is one JSON object: forward_over_predict (images/s of the fastest bare forward over those of the
 prediction), plain_forward_over_predict (of the model as it was exported), predict_over_forward_cpu (CPU seconds an
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from benchmarks.machine import describe, shared_folder
 from benchmarks.process_tree import Usage, run_measured
 
 ID, WEIGHTS = "torchvision/mobilenet_v2", "mobilenet_v2.safetensors"
+LIGHT_ID, LIGHT_WEIGHTS, LIGHT_SIZE = "timm/mobilenetv2_035", "mobilenetv2_035.safetensors", 96
 PIXELS, QUALITY = 160, 88
 IMAGES_PER_FOLDER = 1000
 POLL_SECONDS = 0.05
@@ -45,40 +48,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--part", choices=["speed", "kill"])
-    parser.add_argument("--folder", help="where to keep the export and the images for the next time")
+    parser.add_argument("--folder", help="where to keep the images for the next time")
     options = parser.parse_args()
     print(describe())
     shared = shared_folder()
     outcome: dict[str, float] = {"images": options.images}
     with tempfile.TemporaryDirectory(prefix="tlray-benchmark-") as name:
         folder = Path(options.folder or name)
-        if not (folder / "export" / "SHA256SUMS").exists():
-            write_export(shared, folder / "export")
+        if not (folder / "images").exists():
             write_images(shared, folder / "images", options.images)
         if options.part != "kill":
-            outcome |= measure_speed(folder, Path(name) / "speed", options.images)
+            outcome |= measure_speed(shared, folder, Path(name) / "speed", options.images)
         if options.part != "speed":
-            outcome |= measure_kill(folder, Path(name) / "kill", options.images)
+            outcome |= measure_kill(shared, folder, Path(name) / "kill", options.images)
     print(json.dumps(outcome))
 
 
-def write_export(shared: Path, destination: Path) -> None:
-    """The backbone with the head and the classes of its weights, as a run would export it."""
+def write_export(shared: Path, destination: Path, config: Any, classes: Sequence[str]) -> str:
+    """What a run would export of a backbone with the weights it starts with."""
     import torch
 
-    from tlray.backbone import build_backbone, load_classifier
-    from tlray.config import BackboneConfig
+    from tlray.backbone import build_backbone
     from tlray.data.decode import decode
     from tlray.data.transforms import eval_transform
     from tlray.export import export_bundle
 
-    weights = str(shared / "weights" / WEIGHTS)
-    _, _, classes = load_classifier(ID, weights)
-    config = BackboneConfig(id=ID, weights=weights)
     backbone = build_backbone(config, len(classes))
     photos = [torch.from_numpy(decode(path.read_bytes())).permute(2, 0, 1) for path in photos_in(shared)[:4]]
-    once = {name: dict.fromkeys(classes, 1) for name in ("train", "val", "test")}
-    export_bundle(
+    return export_bundle(
         model=backbone.model.eval(),
         backbone=config,
         classes=classes,
@@ -86,7 +83,7 @@ def write_export(shared: Path, destination: Path) -> None:
         strategy="full",
         params={},
         metrics=made_up_metrics(),
-        data_summary=once,
+        data_summary={name: dict.fromkeys(classes, 1) for name in ("train", "val", "test")},
         samples=torch.stack([eval_transform(photo, backbone.preprocessing) for photo in photos]),
         destination=str(destination),
     )
@@ -118,10 +115,15 @@ def write_images(shared: Path, folder: Path, count: int) -> None:
         cut.save(path, quality=QUALITY)
 
 
-def measure_speed(folder: Path, output: Path, count: int) -> dict[str, float]:
-    forwards = [bare_forward(folder)]
-    usage = run_measured(prediction(folder, output))
-    forwards.append(bare_forward(folder))
+def measure_speed(shared: Path, folder: Path, output: Path, count: int) -> dict[str, float]:
+    from tlray.backbone import load_classifier
+    from tlray.config import BackboneConfig
+
+    config = BackboneConfig(id=ID, weights=f"{shared}/weights/{WEIGHTS}")
+    export = write_export(shared, output.with_name("export"), config, load_classifier(ID, config.weights)[2])
+    forwards = [bare_forward(export, folder)]
+    usage = run_measured(prediction(export, folder, output))
+    forwards.append(bare_forward(export, folder))
     speed = count / usage.wall_seconds
     best = {
         name: max((one[name] for one in forwards), key=lambda found: found["images_per_second"])
@@ -151,20 +153,24 @@ def _print_processes(usage: Usage) -> None:
         print(f"  {name[:40]:40} {seconds:8.1f} s CPU, {usage.peak_bytes.get(name, 0) / 1e6:6.0f} MB at most")
 
 
-def bare_forward(folder: Path) -> dict[str, dict[str, float]]:
-    program = [sys.executable, "-m", "benchmarks.programs.bare_forward", str(folder / "export"), str(folder / "images")]
+def bare_forward(export: str, folder: Path) -> dict[str, dict[str, float]]:
+    program = [sys.executable, "-m", "benchmarks.programs.bare_forward", export, str(folder / "images")]
     return json.loads(run_measured(program).last_line)
 
 
-def prediction(folder: Path, output: Path) -> list[str]:
-    arguments = [str(folder / "export"), str(folder / "images"), "--output", str(output), "--json"]
+def prediction(export: str, folder: Path, output: Path) -> list[str]:
+    arguments = [export, str(folder / "images"), "--output", str(output), "--json"]
     return [sys.executable, "-m", "tlray.cli", "predict", *arguments]
 
 
-def measure_kill(folder: Path, output: Path, count: int) -> dict[str, float]:
+def measure_kill(shared: Path, folder: Path, output: Path, count: int) -> dict[str, float]:
+    from tlray.config import BackboneConfig
+
+    config = BackboneConfig(id=LIGHT_ID, weights=f"{shared}/weights/{LIGHT_WEIGHTS}", input_size=LIGHT_SIZE)
+    command = prediction(write_export(shared, output.with_name("light"), config, tuple("abcdefghij")), folder, output)
     done = output / "predictions"
     started = time.perf_counter()
-    with subprocess.Popen(prediction(folder, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as killed:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as killed:
         while sum(pq.read_metadata(path).num_rows for path in done.glob("*.parquet")) < count / 3:
             assert killed.poll() is None, "the prediction ended before it could be killed"
             time.sleep(POLL_SECONDS)
@@ -177,7 +183,7 @@ def measure_kill(folder: Path, output: Path, count: int) -> dict[str, float]:
         f"killed {len(tree)} processes after {time.perf_counter() - started:.1f} s: {known} images are there",
         flush=True,
     )
-    usage = run_measured(prediction(folder, output))
+    usage = run_measured(command)
     summary = json.loads(usage.last_line)
     uris = [uri for path in done.glob("*.parquet") for uri in pq.read_table(path, columns=["uri"])["uri"].to_pylist()]
     listed = {str(path) for path in (folder / "images").glob("*/*.jpg")}

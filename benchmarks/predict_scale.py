@@ -5,7 +5,7 @@
 Small photos: JPEGs of 160 pixels, some 9 KB, cut out of the shared ones.
 
 *speed*: torchvision's MobileNetV2 with its ImageNet weights and 1000 classes at its own 224 pixels. It is the lightest
-backbone in common use: with a heavier one, all that surrounds the forward weighs less. `tlray predict --output` from the
+backbone in common use: with a heavier one, what surrounds the forward weighs less. `tlray predict --output` from the
 start of its process to its end (Ray, workers, importing torch, listing, writing) between measurements of the bare
 forward on preloaded batches; see programs/bare_forward.py. The forward limit is the fastest of eight: the model as it
 was exported and with its BatchNorms folded, by 4 and by 16 images, one forward with all threads and one a core.

@@ -157,6 +157,8 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(bundle: str,
         predict(bundle, tmp_path / "nowhere", output)
     with pytest.raises(DataError, match="neither an export bundle"):
         predict(str(tmp_path), images, output)
+    with pytest.raises(InputError, match="lies below the images in"):
+        predict(bundle, images, images / "output")
     assert not output.exists()
     predict(bundle, images / "blue", output)
     with pytest.raises(InputError, match="holds predictions of other images"):

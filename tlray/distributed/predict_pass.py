@@ -21,7 +21,7 @@ from tlray import storage
 from tlray.data.inputs import stream_inputs
 from tlray.distributed.errors import cause_of, reason_of
 from tlray.distributed.resources import TaskResources, cluster_summary, connect, task_resources
-from tlray.errors import TlrayError, TrialError
+from tlray.errors import InputError, TlrayError, TrialError
 from tlray.prediction.output import ModelFacts, PredictionOutput, PredictionSpec, PredictionSummary
 from tlray.prediction.parts import Listing, write_parts
 
@@ -38,9 +38,12 @@ def predict_on_cluster(model_ref: str, images: Sequence[str], output_uri: str, p
     of other images. TlrayError when workers keep dying, or a server gives no access.
     """
     started = time.perf_counter()
-    found = _model_task(model_ref)
     locations = tuple(storage.absolute(uri) for uri in images)
     output = PredictionOutput(storage.absolute(output_uri))
+    for location in locations:
+        if storage.join(output.uri, "").startswith(storage.join(location, "")):
+            raise InputError(f"--output {output.uri} lies below the images in {location}: give one beside them")
+    found = _model_task(model_ref)
     with tempfile.TemporaryDirectory(prefix="tlray-listing-") as folder:
         listing = write_parts(stream_inputs(locations), Path(folder) / "images.parquet")
         model: ModelFacts = _answer(found, "reading the model broke down")

@@ -75,10 +75,12 @@ def modified(output: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in output.glob("predictions/*.parquet")}
 
 
-def python(program: str, *arguments: str, bucket: Any) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | bucket.environment
+def python(program: str, *arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     command = [sys.executable, "-c", program, *arguments]
-    return subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, env=inherited | environment, cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
 
 
 def objects(uri: str) -> dict[str, str]:
@@ -94,33 +96,52 @@ def rows_at(uri: str) -> list[dict[str, Any]]:
     return rows
 
 
-def test_a_killed_job_goes_on_with_what_is_missing_and_every_object_is_predicted_once(
+def test_a_killed_prediction_goes_on_with_what_is_missing_and_every_image_is_predicted_once(
+    bundle: str, images: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    killed = python(KILLED_WITH_TWO_PARTS_DONE, bundle, str(images), str(output), environment={})
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (output / "summary.json").exists()
+    before, known = modified(output), rows_of(output)
+    assert 8 <= len(known) < 37, "at least what two parts hold is there, and something was missing"
+
+    summary = predict(bundle, images, output)
+    assert 0 < summary.images_computed <= 37 - len(known), "a worker may have outlived its driver by a part"
+    assert before.items() <= modified(output).items(), "finished parts are as they were"
+    paths = [str(path) for path in sorted(images.glob("*/*.jpg"))]
+    assert sorted(row["uri"] for row in rows_of(output)) == paths
+    expected = {path: one.label for path, one in zip(paths, load(bundle)(paths), strict=True)}
+    assert {row["uri"]: row["class"] for row in rows_of(output)} == expected
+    assert (summary.num_images, summary.num_bad) == (37, 1)
+    (bad,) = [json.loads(line) for line in (output / "bad_images.jsonl").read_text().splitlines()]
+    assert bad["uri"] == str(images / "red" / "broken.jpg")
+    assert "web page" in bad["reason"]
+
+
+@pytest.mark.slow
+def test_a_killed_job_on_object_storage_goes_on_and_every_object_is_predicted_once(
     bundle: str, images: Path, s3: Any
 ) -> None:
     run, prefix, output = f"{s3.uri}/run", f"{s3.uri}/images", f"{s3.uri}/output"
     storage.upload_folder(Path(bundle), f"{run}/exports/1-best")
     storage.upload_folder(images, prefix)
-    killed = python(KILLED_WITH_TWO_PARTS_DONE, run, prefix, output, bucket=s3)
+    killed = python(KILLED_WITH_TWO_PARTS_DONE, run, prefix, output, environment=s3.environment)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not storage.exists(f"{output}/summary.json")
-    before, known = objects(output), {row["uri"] for row in rows_at(output)}
-    assert 8 <= len(known) < 37, "at least what two parts hold is there, and something was missing"
+    before, known = objects(output), rows_at(output)
+    assert 8 <= len(known) < 37
 
-    job = python(JOB, "--model", run, "--images", prefix, "--output", output, "--json", bucket=s3)
+    job = python(JOB, "--model", run, "--images", prefix, "--output", output, "--json", environment=s3.environment)
     assert job.returncode == 0, job.stderr
     summary = json.loads(job.stdout)
-    assert summary["images_computed"] == 37 - len(known)
-    assert before.items() <= objects(output).items(), "finished parts are as they were"
-    rows = rows_at(output)
+    assert 0 < summary["images_computed"] <= 37 - len(known)
+    assert before.items() <= objects(output).items()
     paths = sorted(images.glob("*/*.jpg"))
     labels = [one.label for one in load(bundle)(paths)]
     expected = {f"{prefix}/{path.relative_to(images)}": label for path, label in zip(paths, labels, strict=True)}
-    assert len(rows) == 37
-    assert {row["uri"]: row["class"] for row in rows} == expected
+    assert sorted(row["uri"] for row in rows_at(output)) == sorted(expected)
+    assert {row["uri"]: row["class"] for row in rows_at(output)} == expected
     assert (summary["num_images"], summary["num_bad"]) == (37, 1)
-    (bad,) = [json.loads(line) for line in storage.read_text(f"{output}/bad_images.jsonl").splitlines()]
-    assert bad["uri"] == f"{prefix}/red/broken.jpg"
-    assert "web page" in bad["reason"]
 
 
 def test_a_finished_prediction_is_not_computed_again(bundle: str, images: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_an_input_that_names_nothing_is_an_error_before_the_first_prediction(bun
     ],
 )
 def test_patterns_of_objects_mean_what_they_mean_for_files(pattern, path, matches):
-    assert matches(path.split("/"), pattern.split("/")) is matches
+    assert inputs.matches(path.split("/"), pattern.split("/")) is matches
 
 
 def test_a_bad_image_in_a_folder_is_a_row_with_its_reason(bundle, images):

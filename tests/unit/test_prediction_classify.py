@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -16,7 +17,7 @@ from tlray.data.inputs import stream_inputs
 from tlray.errors import DataError, InputError, StorageError
 from tlray.export import load
 from tlray.prediction.classify import Classifier, find_model
-from tlray.prediction.output import ModelFacts, PredictionOutput, PredictionSpec
+from tlray.prediction.output import ModelFacts, PredictionOutput, PredictionSpec, part_bytes
 from tlray.prediction.parts import Listing, write_parts
 
 
@@ -121,5 +122,20 @@ def test_a_folder_is_bound_to_one_model_and_to_the_images_locations(facts: Model
     with pytest.raises(InputError, match="predictions of other images, s3://bucket/a, s3://bucket/b: give another"):
         output.begin(spec.model_copy(update={"images": ("s3://bucket/c",)}))
     other = facts.model_copy(update={"version": "0" * 64})
-    with pytest.raises(InputError, match=f"another model, .* version {facts.version[:12]}, now 000000000000"):
+    with pytest.raises(InputError, match=f"another model, .*version {facts.version[:12]}, now 000000000000"):
         output.begin(spec.model_copy(update={"model": other}))
+
+
+def test_a_folder_on_object_storage_tells_what_is_done_and_collects_the_bad_images(facts: ModelFacts, s3) -> None:
+    output = PredictionOutput(f"{s3.uri}/output")
+    assert output.parts_there() == set()
+    assert output.summary() is None
+    rows = np.full((2, len(CLASSES)), 1 / len(CLASSES), dtype=np.float32)
+    for name, errors in (("a", [None, "no image"]), ("b", [None, None])):
+        uris = pa.array([f"{name}0.jpg", f"{name}1.jpg"])
+        storage.write_bytes(output.part(name), part_bytes(uris, errors, rows, facts))
+    assert output.parts_there() == {"a", "b"}
+    assert output.write_bad_images(["b", "a"]) == 1
+    assert storage.read_text(output.bad_images) == '{"uri": "a1.jpg", "reason": "no image"}\n'
+    output.remove(["a"])
+    assert output.parts_there() == {"b"}

@@ -13,6 +13,7 @@ import timm
 from safetensors.torch import save_file
 from small_bundle import CLASSES, small_bundle
 
+from tlray.data import inputs
 from tlray.errors import BackboneError, DataError, InputError
 from tlray.export import load
 from tlray.predict import evaluate, list_inputs, open_model, predict

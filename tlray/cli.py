@@ -13,7 +13,7 @@ import typer
 from pydantic import BaseModel
 from rich.console import Console
 
-from tlray.errors import NothingToDo, TlrayError
+from tlray.errors import InputError, NothingToDo, TlrayError
 
 app = typer.Typer(
     help="Find, prove and export the pre-trained backbone that works best on your images.",
@@ -180,9 +180,17 @@ def predict(
     export: Annotated[str, typer.Argument(help="export bundle, run folder, or a backbone id for its own labels")],
     images: Annotated[list[str], typer.Argument(help="files, patterns, folders or s3:// locations")],
     weights: Annotated[str, typer.Option(help="for a backbone id: pretrained, or a weights file")] = "pretrained",
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object a line")] = False,
+    output: Annotated[
+        str | None, typer.Option(help="for many images: write Parquet files here, on the cluster", metavar="FOLDER")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print JSON: an object a line; with --output a summary")
+    ] = False,
 ) -> None:
-    """Print the class and its probability for each image."""
+    """Print the class and its probability for each image, or write millions of them to --output."""
+    if output is not None:
+        _predict_many(export, images, weights, output, as_json)
+        return
     from tlray.predict import predict as predict_images
 
     num_bad = 0
@@ -198,6 +206,23 @@ def predict(
             )
     if num_bad:
         raise TlrayError(f"{num_bad} images could not be read")
+
+
+def _predict_many(export: str, images: list[str], weights: str, output: str, as_json: bool) -> None:
+    from tlray.run import predict_many
+
+    if weights != "pretrained":
+        raise InputError(f"--weights {weights}: with --output the model is an export, which brings its own")
+    summary = predict_many(export, images, output, Console(stderr=True) if as_json else out)
+    if as_json:
+        print(json.dumps(vars(summary)))
+        return
+    print(
+        f"{summary.num_images} images, {summary.num_bad} unreadable, in {summary.num_parts} parts, of which "
+        f"{summary.parts_computed} computed now ({summary.images_per_second:.0f} images/s) and "
+        f"{summary.parts_removed} outdated ones removed"
+    )
+    print(f"predictions: {summary.output}")
 
 
 @app.command()

@@ -8,10 +8,7 @@ labels). Images that
 cannot be read do not stop anything: they are predictions with an error, and `bad` of an evaluation.
 """
 
-import fnmatch
-import glob
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -20,13 +17,13 @@ from tlray import storage
 from tlray.backbone import load_classifier
 from tlray.champion import FILE as CHAMPION
 from tlray.champion import load_champion
+from tlray.data.inputs import expand, files_below, is_hidden
 from tlray.errors import DataError, InputError, nearest
 from tlray.export.files import CHECKSUMS
 from tlray.export.model import Model, Prediction, load
 from tlray.results import Evaluation, UnreadableImage
 from tlray.training.metrics import ClassificationSums
 
-WILDCARDS = re.compile(r"[*?\[]")
 LOGITS_PER_UPDATE = 256
 
 
@@ -104,55 +101,26 @@ def open_model(
             raise InputError(f"weights {weights!r}: {model_ref} brings its own; weights are for a backbone's id")
         return load(bundle, device=device, batch_size=batch_size, num_threads=num_threads)
     if storage.is_remote(model_ref) or os.path.exists(location) or model_ref.startswith(("/", ".", "~")):
-        raise DataError(
-            f"{model_ref} is neither an export bundle (it has no {CHECKSUMS}) nor a run folder with exports"
-        )
+        raise _no_export(model_ref)
     module, preprocessing, classes = load_classifier(model_ref, weights)
     return Model(module, classes, preprocessing, device=device, batch_size=batch_size, num_threads=num_threads)
 
 
 def list_inputs(inputs: Iterable[str]) -> list[str]:
     """Every image that `inputs` name, in order, folders and patterns sorted; DataError for one that names nothing."""
-    return [uri for given in inputs for uri in _expand(given)]
+    return [info.uri for given in inputs for info in expand(given)]
 
 
-def _expand(given: str) -> list[str]:
-    location = storage.absolute(given)
-    if storage.exists(location):
-        return [location]
-    if WILDCARDS.search(location):
-        found = _remote_glob(location) if storage.is_remote(location) else _local_glob(location)
-        if not found:
-            raise DataError(f"no file matches {given}")
-        return found
-    try:
-        found = [uri for uri, path in _files_below(location) if not _is_hidden(path)]
-    except storage.NotFoundError:
-        raise DataError(f"{given} does not exist") from None
-    if not found:
-        raise DataError(f"{given} " + ("does not exist" if storage.is_remote(given) else "holds no files"))
-    return found
+def find_export(model_ref: str) -> str:
+    """Where the export bundle lies that `model_ref` means; DataError for what is none and has none."""
+    bundle = _find_bundle(storage.absolute(model_ref))
+    if bundle is None:
+        raise _no_export(model_ref)
+    return bundle
 
 
-def _local_glob(pattern: str) -> list[str]:
-    return sorted({path for path in glob.iglob(pattern, recursive=True) if os.path.isfile(path)})
-
-
-def _remote_glob(pattern: str) -> list[str]:
-    """Objects that match; as in local patterns, `*` stays within a folder and `**` does not."""
-    *folders, _ = WILDCARDS.split(pattern, maxsplit=1)[0].split("/")
-    if len(folders) < 3:  # s3: and the empty part between the slashes
-        raise DataError(f"{pattern}: the bucket's name cannot be a pattern")
-    found = _files_below("/".join(folders))
-    return [uri for uri, path in found if _matches(path.split("/"), pattern.split("/")[len(folders) :])]
-
-
-def _matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
-    if not pattern or not names:
-        return not names and all(part == "**" for part in pattern)
-    if pattern[0] == "**":
-        return _matches(names, pattern[1:]) or _matches(names[1:], pattern)
-    return fnmatch.fnmatchcase(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
+def _no_export(model_ref: str) -> DataError:
+    return DataError(f"{model_ref} is neither an export bundle (it has no {CHECKSUMS}) nor a run folder with exports")
 
 
 def _find_bundle(location: str) -> str | None:
@@ -164,7 +132,7 @@ def _find_bundle(location: str) -> str | None:
     exports = storage.join(location, "exports")
     try:
         names = [
-            path.split("/")[0] for _, path in _files_below(exports) if path.count("/") == 1 and path.endswith(CHECKSUMS)
+            path.split("/")[0] for _, path in files_below(exports) if path.count("/") == 1 and path.endswith(CHECKSUMS)
         ]
     except storage.NotFoundError:
         return None
@@ -177,28 +145,18 @@ def _labelled_images(data: str, classes: Sequence[str]) -> dict[str, int]:
     location = storage.absolute(data)
     labels: dict[str, int] = {}
     try:
-        for uri, path in _files_below(location):
+        for info, path in files_below(location):
             name, slash, _ = path.partition("/")
-            if slash and not _is_hidden(path):
+            if slash and not is_hidden(path):
                 if name not in classes:
                     near = "".join(f"; did you mean {other!r}?" for other in nearest(name, classes))
                     raise DataError(f"{data}: the folder {name!r} is none of the model's {len(classes)} classes{near}")
-                labels[uri] = classes.index(name)
+                labels[info.uri] = classes.index(name)
     except storage.NotFoundError:
         raise DataError(f"{data} does not exist") from None
     if not labels:
         raise DataError(f"{data} holds no class folders with images; expected CLASS/image.jpg")
     return labels
-
-
-def _files_below(location: str) -> Iterator[tuple[str, str]]:
-    """(uri, path relative to `location`) of every file below it."""
-    for info in storage.list_files(location):
-        yield info.uri, info.uri.removeprefix(location).lstrip("/")
-
-
-def _is_hidden(path: str) -> bool:
-    return any(part.startswith(".") for part in path.split("/"))
 
 
 def _evaluation(classes: tuple[str, ...], sums: ClassificationSums, bad: Sequence[UnreadableImage]) -> Evaluation:

@@ -1,4 +1,4 @@
-"""What a sweep is doing, on a terminal (a live table) or in a log (one line an event).
+"""What a sweep, or a batch prediction, is doing, on a terminal (a live table) or in a log (one line an event).
 
 Shows trials, epochs, images per second and the time left, which is estimated from the epochs that are done.
 """
@@ -13,7 +13,10 @@ from rich.live import Live
 from rich.table import Table
 
 from tlray.config import TrialConfig
+from tlray.plan import in_words
 from tlray.results import TrialResult
+
+LINE_EVERY = 5.0  # seconds
 
 
 class SweepProgress:
@@ -126,3 +129,24 @@ class SweepProgress:
                 cells = [f"0/{self._epochs[trial_id]}", "", "", ""]
             table.add_row(trial_id, *cells)
         return table
+
+
+class PredictionProgress:
+    """Called with (images done, of how many): a line at the start, every LINE_EVERY seconds, and at the end."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._before = -1  # images that earlier starts have done
+        self._started = self._said = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._before < 0:
+            self._before, self._started, self._said = done, now, now
+            known = f", {done} of them predicted by an earlier start" if done else ""
+            self._console.print(f"{total} images{known}", highlight=False)
+        elif done == total or now - self._said >= LINE_EVERY:
+            self._said = now
+            speed = (done - self._before) / max(now - self._started, 1e-9)
+            left = f", {speed:.0f} images/s, about {in_words((total - done) / speed)} left" if done < total else ""
+            self._console.print(f"predicted: {done} of {total} images{left}", highlight=False)

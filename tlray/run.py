@@ -9,7 +9,7 @@ Every stage reads what the one before it has written to the run folder, so a res
 import io
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -23,6 +23,7 @@ from tlray.data.manifest import Manifest
 from tlray.distributed.activation_pass import run_activation_pass
 from tlray.distributed.cluster import connect
 from tlray.distributed.planning import conclude_on_cluster, plan_on_cluster, select_on_cluster
+from tlray.distributed.predict_pass import predict_on_cluster
 from tlray.distributed.prepare_pass import prepare_on_cluster
 from tlray.distributed.ranking import rank_on_cluster
 from tlray.distributed.ready import make_ready
@@ -30,8 +31,9 @@ from tlray.distributed.sweep import run_sweep
 from tlray.errors import BackboneError, Interrupted, TlrayError
 from tlray.features import features_config, write_features
 from tlray.plan import PlannedRun
+from tlray.prediction.output import PredictionSummary
 from tlray.prepare import Run, finish, load_run, prepare_run
-from tlray.progress import SweepProgress
+from tlray.progress import PredictionProgress, SweepProgress
 from tlray.ranking.result import Ranking, describe_choice, save_ranking, shortlisted, wants_shortlist
 from tlray.ranking.tables import ranking_table
 from tlray.results import Outcome, load_results
@@ -92,6 +94,13 @@ def rank(config: RunConfig, run_uri: str, console: Console) -> Ranking:
         _make_ready(config, console)
         _prepare_images(config, console)
         return _rank(select_on_cluster(config), run_uri, console)[1]
+
+
+def predict_many(model_ref: str, images: Sequence[str], output: str, console: Console) -> PredictionSummary:
+    """Classify every image of some locations on the cluster, as Parquet files below `output`."""
+    connect()
+    with interruptible(output, "the same command again goes on with what is missing"):
+        return predict_on_cluster(model_ref, images, output, PredictionProgress(console))
 
 
 @contextmanager

@@ -101,7 +101,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ranking",
         "advice",
     },
-    "progress": {"config", "results"},
+    "progress": {"config", "results", "plan"},
     "features": {"config", "storage", "activations", "prepare"},
     "distributed": {
         "config",
@@ -118,11 +118,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "results",
         "ranking",
         "export",
+        "prediction",
     },
     # after the sweep
     "export": {"config", "storage", "catalogue", "backbone", "data", "training", "results"},
     "report": {"config", "config_file", "storage", "catalogue", "data", "results", "ranking"},
     "predict": {"champion", "storage", "catalogue", "backbone", "data", "training", "export", "results"},
+    "prediction": {"storage", "stores", "catalogue", "backbone", "split", "fold", "data", "export", "predict"},
     "conclude": {"storage", "data", "training", "results", "export", "report", "prepare"},
     # what a person starts
     "dry_run": {"activations", "budget", "plan", "prepare", "results"},
@@ -137,6 +139,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "features",
         "ranking",
         "results",
+        "prediction",
         "distributed",
         "conclude",
     },

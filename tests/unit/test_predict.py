@@ -13,9 +13,10 @@ import timm
 from safetensors.torch import save_file
 from small_bundle import CLASSES, small_bundle
 
+from tlray.data import inputs
 from tlray.errors import BackboneError, DataError, InputError
 from tlray.export import load
-from tlray.predict import _matches, evaluate, list_inputs, open_model, predict
+from tlray.predict import evaluate, list_inputs, open_model, predict
 from tlray.report import evaluation_table
 
 
@@ -79,7 +80,7 @@ def test_an_input_that_names_nothing_is_an_error_before_the_first_prediction(bun
     ],
 )
 def test_patterns_of_objects_mean_what_they_mean_for_files(pattern, path, matches):
-    assert _matches(path.split("/"), pattern.split("/")) is matches
+    assert inputs.matches(path.split("/"), pattern.split("/")) is matches
 
 
 def test_a_bad_image_in_a_folder_is_a_row_with_its_reason(bundle, images):

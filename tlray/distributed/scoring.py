@@ -1,6 +1,6 @@
 """What an exported model says of some images, as tasks of the cluster: the driver may have no GPU for it.
 
-names = classify_on_cluster(config.data, export_uri, images)      # a class for each image
+names = classify_on_cluster(config, export_uri, images)      # a class for each image
 """
 
 import math
@@ -8,22 +8,26 @@ from collections.abc import Sequence
 
 import ray
 
-from tlray.config import DataConfig
+from tlray.config import DataConfig, RunConfig
 from tlray.data.images import Image
+from tlray.distributed.cluster import cluster_summary, connect
 from tlray.distributed.errors import cause_of
-from tlray.distributed.resources import cluster_summary, connect, task_resources
+from tlray.distributed.resources import model_tasks
 from tlray.errors import TlrayError, TrialError
 
 LEAST_OF_A_TASK = 256  # images; fewer do not repay loading the model
 
 
-def classify_on_cluster(data: DataConfig, export: str, images: Sequence[Image], *, max_retries: int = 2) -> list[str]:
+def classify_on_cluster(config: RunConfig, export: str, images: Sequence[Image]) -> list[str]:
     """The most probable class of each image; TlrayError for an export that cannot be loaded or images that are gone."""
     connect()
-    resources = task_resources(cluster_summary())
+    resources = model_tasks(config.sweep, cluster_summary(config.cluster))
     size = max(LEAST_OF_A_TASK, math.ceil(len(images) / resources.concurrent))
-    task = classify_task.options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=max_retries)
-    parts = [task.remote(data, export, images[at : at + size], resources.threads) for at in range(0, len(images), size)]
+    task = classify_task.options(**resources.options, max_retries=config.sweep.max_failures)
+    parts = [
+        task.remote(config.data, export, images[at : at + size], resources.threads)
+        for at in range(0, len(images), size)
+    ]
     try:
         return [name for part in ray.get(parts) for name in part]
     except ray.exceptions.RayError as error:

@@ -22,7 +22,7 @@ from safetensors.torch import load as load_safetensors
 from torch import nn
 
 from tlray import storage
-from tlray.backbone import build_backbone
+from tlray.backbone import Backbone, build_backbone
 from tlray.catalogue import Preprocessing
 from tlray.data.decode import as_rgb, decode
 from tlray.data.parallel import ordered_map
@@ -151,11 +151,7 @@ def load(uri: str, *, device: str = "cpu", batch_size: int = 32, num_threads: in
 
     DataError: not an export bundle, or a file whose checksum is not that of SHA256SUMS.
     """
-    uri = storage.absolute(uri)
-    checksums = read_checksums(uri)
-    config = read_bundle_config(uri, checksums)
-    backbone = build_backbone(config.backbone, len(config.classes))
-    backbone.model.load_state_dict(load_safetensors(read_verified(uri, WEIGHTS, checksums)), strict=True)
+    backbone, config = load_backbone(uri)
     return Model(
         backbone.model,
         config.classes,
@@ -165,6 +161,16 @@ def load(uri: str, *, device: str = "cpu", batch_size: int = 32, num_threads: in
         batch_size=batch_size,
         num_threads=num_threads,
     )
+
+
+def load_backbone(uri: str) -> tuple[Backbone, BundleConfig]:
+    """The model as the trial had it, with its blocks, for whoever runs it in another way; errors as `load`."""
+    uri = storage.absolute(uri)
+    checksums = read_checksums(uri)
+    config = read_bundle_config(uri, checksums)
+    backbone = build_backbone(config.backbone, len(config.classes))
+    backbone.model.load_state_dict(load_safetensors(read_verified(uri, WEIGHTS, checksums)), strict=True)
+    return backbone, config
 
 
 def _is_image(value: Any) -> bool:

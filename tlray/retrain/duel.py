@@ -29,10 +29,9 @@ def make_record(config: RunConfig, run: Run, champion: Champion | None, cause: s
         from tlray.distributed.scoring import classify_on_cluster
 
         images, left_out = judged_images(run.manifest, before)
-        data, truth = run.config.data, names_of(images, run.manifest.classes)
+        truth = names_of(images, run.manifest.classes)
         ours, theirs = (
-            classify_on_cluster(data, export, images, max_retries=config.sweep.max_failures)
-            for export in (challenger.export, champion.export)
+            classify_on_cluster(run.config, export, images) for export in (challenger.export, champion.export)
         )
         verdict = judge(truth, ours, theirs, config.retrain, known_to_champion=champion.classes)
     return Record(

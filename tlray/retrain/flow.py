@@ -136,8 +136,8 @@ def _goes_on(job: Job, pending: Pending) -> bool:
 
 def _manifest(job: Job, state: State, champion: Held | None) -> Manifest:
     """The images of now; NothingToDo, remembered for the next time, when they are those of an earlier judgement."""
+    from tlray.distributed.cluster import connect
     from tlray.distributed.manifest_pass import make_manifest_on_cluster
-    from tlray.distributed.resources import connect
 
     last = state.last.run if state.last is not None else champion.champion.run if champion is not None else None
     connect()

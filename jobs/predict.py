@@ -1,0 +1,19 @@
+"""Millions of images through an export, as a Ray job that may be killed and submitted again; its log ends with where.
+
+ray job submit --working-dir . --entrypoint-num-cpus 0 -- python jobs/predict.py \\
+    --model s3://bucket/runs/birds/champion.json --images s3://bucket/new --output s3://bucket/predictions/new
+"""
+
+import argparse
+
+from tlray.cli import main
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="export bundle, run folder or champion.json, local or s3://")
+    parser.add_argument("--images", required=True, nargs="+", help="prefixes, folders, patterns or files")
+    parser.add_argument("--output", required=True, help="folder or s3:// location; it binds to this model and images")
+    parser.add_argument("--json", action="store_true", help="end with a summary as one JSON object")
+    options = parser.parse_args()
+    arguments = ["predict", options.model, *options.images, "--output", options.output]
+    main([*arguments, "--json"] if options.json else arguments)

@@ -88,7 +88,7 @@ def _resize_is_all(image: torch.Tensor, p: Preprocessing) -> bool:
         p.interpolation == "bilinear"
         and torch.backends.cpu.get_cpu_capability() in NATIVE_UINT8
         and image.shape[-2:] != p.input_size
-        and _resized(*image.shape[-2:], p) == p.input_size
+        and _resized(image.shape[-2], image.shape[-1], p) == p.input_size
     )
 
 

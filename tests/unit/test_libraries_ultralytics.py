@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("ultralytics", reason="needs the extra ultralytics")
 
@@ -142,6 +143,6 @@ def test_importing_the_package_leaves_the_process_as_it_was(monkeypatch: pytest.
     for module in [name for name in sys.modules if name.split(".")[0] == "ultralytics"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    before = (dict(os.environ), torch.save, np.get_printoptions(), repr(torch.tensor([1.5])))
+    before = (dict(os.environ), torch.save, Image.open, np.get_printoptions(), repr(torch.tensor([1.5])))
     ultralytics.construct("yolov9t", None, "none", 224, {}, 2)
-    assert (dict(os.environ), torch.save, np.get_printoptions(), repr(torch.tensor([1.5]))) == before
+    assert (dict(os.environ), torch.save, Image.open, np.get_printoptions(), repr(torch.tensor([1.5]))) == before

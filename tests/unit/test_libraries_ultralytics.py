@@ -1,6 +1,7 @@
 """ultralytics' classifiers and backbones: sizes, blocks, cuts, and its .pt files."""
 
 import os
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-pytest.importorskip("ultralytics", reason="needs the extra ultralytics")
+if find_spec("ultralytics") is None:  # importing it would change the process for the tests of other files
+    pytest.skip("needs the extra ultralytics", allow_module_level=True)
 
 from tests.unit.library_models import FACTS, assert_splits, giga_multiply_adds, num_params, on_meta, untrained
 from tlray.errors import BackboneError
@@ -65,7 +67,7 @@ def published(name: str, tmp_path: Path, model: torch.nn.Module) -> None:
 
 
 def test_published_classifier_weights_give_the_logits_of_ultralytics(tmp_path: Path) -> None:
-    from ultralytics.nn.tasks import ClassificationModel
+    ClassificationModel = ultralytics._module("ultralytics.nn.tasks").ClassificationModel
 
     torch.manual_seed(0)
     theirs = ClassificationModel("yolov8n-cls.yaml", verbose=False).eval()
@@ -85,7 +87,7 @@ def test_published_classifier_weights_give_the_logits_of_ultralytics(tmp_path: P
 
 
 def test_published_detector_weights_give_the_maps_of_its_backbone(tmp_path: Path) -> None:
-    from ultralytics.nn.tasks import DetectionModel
+    DetectionModel = ultralytics._module("ultralytics.nn.tasks").DetectionModel
 
     torch.manual_seed(0)
     theirs = DetectionModel("yolov9t.yaml", verbose=False).eval()

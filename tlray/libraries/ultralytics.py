@@ -1,7 +1,8 @@
 """ultralytics (AGPL-3.0, code and weights): YOLOv8's ImageNet classifiers and the backbones of YOLOv9's detectors.
 
 Importing the package changes settings of the process (printing of numbers, environment variables, torch.save, and
-Pillow's Image.open, which would then try to install packages for a file that it cannot read), which are put back, and writes a settings file into the user's configuration folder; only building a model imports it.
+Pillow's Image.open, which would then try to install packages for a file that it cannot read), which are put back, and
+writes a settings file into the user's configuration folder; only building a model imports it.
 
 Its weights are pickles of whole models. They are read with torch.load(weights_only=True) and the package's own list of
 classes that may appear in them, so a file cannot run code of its own.

@@ -1,7 +1,8 @@
 """ultralytics (AGPL-3.0, code and weights): YOLOv8's ImageNet classifiers and the backbones of YOLOv9's detectors.
 
-Importing the package changes settings of the process (printing of numbers, environment variables, torch.save), which
-are put back, and writes a settings file into the user's configuration folder; only building a model imports it.
+Importing the package changes settings of the process (printing of numbers, environment variables, torch.save, and
+Pillow's Image.open, which would then try to install packages for a file that it cannot read), which are put back, and
+writes a settings file into the user's configuration folder; only building a model imports it.
 
 Its weights are pickles of whole models. They are read with torch.load(weights_only=True) and the package's own list of
 classes that may appear in them, so a file cannot run code of its own.
@@ -206,8 +207,9 @@ def _process_left_as_it_was() -> Iterator[None]:
     """Worker processes inherit the environment, so a thread count left there would slow down all of them."""
     import numpy as np
     import torch
+    from PIL import Image
 
-    environment, save, printing = dict(os.environ), torch.save, np.get_printoptions()
+    environment, save, printing, opened = dict(os.environ), torch.save, np.get_printoptions(), Image.open
     try:
         yield
     finally:
@@ -215,6 +217,7 @@ def _process_left_as_it_was() -> Iterator[None]:
             del os.environ[key]
         os.environ.update(environment)
         torch.save = save
+        Image.open = opened
         if np.get_printoptions() != printing:
             np.set_printoptions(**printing)
             torch.set_printoptions(profile="default")

@@ -151,6 +151,7 @@ class Costs:
     suffix: float  # a step of what trains behind the cut: training and validation images, averaged
     probe: float  # likewise of a single linear probe on features
     bytes_at_cut: int
+    draws: float  # of an image that go through the prefix when activations are kept: validation images need one
 
 
 def planned(folder: Path) -> Plan:
@@ -186,6 +187,7 @@ def measured_costs(plan: Plan) -> list[Costs]:
                 suffix=an_image(partial.trials[0]),
                 probe=an_image(whole.trials[0]),
                 bytes_at_cut=partial.bytes_per_image,
+                draws=(1 - VALIDATION_SHARE) * max(1, partial.views) + VALIDATION_SHARE,
             )
         )
     return costs
@@ -222,7 +224,7 @@ def shared_stages(costs: list[Costs], gpu_speed: float, cores: float) -> list[St
     """The frozen prefixes once, in chunks; the probes of a backbone as one head; the others behind their cut."""
     chunks = []
     for cost in costs:
-        each = IMAGES_PER_CHUNK * max(cost.decode / cores, cost.whole / gpu_speed)
+        each = cost.draws * IMAGES_PER_CHUNK * max(cost.decode / cores, cost.whole / gpu_speed)
         chunks += [Job((each,))] * -(-IMAGES // IMAGES_PER_CHUNK)
     each_kind = TRIALS // (2 * len(costs))
     probes = [

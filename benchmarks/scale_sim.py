@@ -2,6 +2,7 @@
 
     python -m benchmarks.scale_sim [--gpu-speed 50] [--cores-per-gpu 8]        # five minutes on two cores
     python -m benchmarks.scale_sim --no-check                                  # one minute, without the real runs
+    python -m benchmarks.scale_sim --no-check --plan RUN --gpu-speed 1         # as RUN's plan measured it on a GPU
 
 What one image costs in each step is measured on this machine by `tlray plan` (ants and bees, mobilenetv2_035 at 160
 pixels and squeezenet1_0 at 128, one core a worker): decoding, the frozen prefix, the step of what trains. A
@@ -33,6 +34,7 @@ import yaml
 
 from benchmarks.machine import describe, shared_folder
 from benchmarks.scale_events import Cluster, Job, Result, Stage, simulate
+from tlray.budget.costs import CHECKPOINT_SECONDS
 from tlray.budget.estimate import EXPORT_SECONDS, PROBE_SHARE, REPORT_SECONDS, TUNE_SECONDS, group_seconds
 from tlray.plan import Plan, load_plan
 
@@ -58,6 +60,7 @@ def main() -> None:
     parser.add_argument("--gpu-speed", type=float, default=50.0, help="cores of this machine that one GPU equals")
     parser.add_argument("--cores-per-gpu", type=float, default=8.0, help="that decode for it")
     parser.add_argument("--no-check", action="store_true")
+    parser.add_argument("--plan", help="run folder whose plan holds the costs, instead of measuring them")
     options = parser.parse_args()
     print(describe())
     outcome: dict[str, Any] = {}
@@ -66,7 +69,7 @@ def main() -> None:
         if not options.no_check:
             outcome["errors_percent"] = check(folder)
             outcome["worst_error_percent"] = max(abs(error) for error in outcome["errors_percent"].values())
-        costs = measured_costs(planned(folder))
+        costs = measured_costs(load_plan(options.plan) if options.plan else planned(folder))
     for cost in costs:
         print(
             f"{cost.backbone}: {1000 * cost.decode:.2f} ms to decode an image, {1000 * cost.prefix:.2f} its prefix, "
@@ -148,6 +151,7 @@ class Costs:
     suffix: float  # a step of what trains behind the cut: training and validation images, averaged
     probe: float  # likewise of a single linear probe on features
     bytes_at_cut: int
+    draws: float  # of an image that go through the prefix when activations are kept: validation images need one
 
 
 def planned(folder: Path) -> Plan:
@@ -167,7 +171,8 @@ def measured_costs(plan: Plan) -> list[Costs]:
     def an_image(trial_id: str) -> float:
         images = plan.num_images
         passes = kinds[trial_id].epochs * (images["train"] + images["val"]) + images["test"]
-        return seconds[trial_id] / passes
+        checkpoints = kinds[trial_id].epochs * CHECKPOINT_SECONDS  # which do not grow with the images
+        return max(0.0, seconds[trial_id] - checkpoints) / passes
 
     costs = []
     for backbone in dict.fromkeys(source.backbone.id for source in plan.activations):
@@ -182,6 +187,7 @@ def measured_costs(plan: Plan) -> list[Costs]:
                 suffix=an_image(partial.trials[0]),
                 probe=an_image(whole.trials[0]),
                 bytes_at_cut=partial.bytes_per_image,
+                draws=(1 - VALIDATION_SHARE) * max(1, partial.views) + VALIDATION_SHARE,
             )
         )
     return costs
@@ -218,7 +224,7 @@ def shared_stages(costs: list[Costs], gpu_speed: float, cores: float) -> list[St
     """The frozen prefixes once, in chunks; the probes of a backbone as one head; the others behind their cut."""
     chunks = []
     for cost in costs:
-        each = IMAGES_PER_CHUNK * max(cost.decode / cores, cost.whole / gpu_speed)
+        each = cost.draws * IMAGES_PER_CHUNK * max(cost.decode / cores, cost.whole / gpu_speed)
         chunks += [Job((each,))] * -(-IMAGES // IMAGES_PER_CHUNK)
     each_kind = TRIALS // (2 * len(costs))
     probes = [

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -126,7 +127,7 @@ def test_a_folder_is_bound_to_one_model_and_to_the_images_locations(facts: Model
         output.begin(spec.model_copy(update={"model": other}))
 
 
-def test_a_folder_on_object_storage_tells_what_is_done_and_collects_the_bad_images(facts: ModelFacts, s3) -> None:
+def test_a_folder_on_object_storage_tells_what_is_done_and_collects_the_bad_images(facts: ModelFacts, s3: Any) -> None:
     output = PredictionOutput(f"{s3.uri}/output")
     assert output.parts_there() == set()
     assert output.summary() is None

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,7 +81,7 @@ def test_an_input_that_names_nothing_ends_the_listing_at_once(image_folder: Path
         next(stream_inputs([str(image_folder), str(tmp_path / "nowhere")]))
 
 
-def test_objects_of_several_prefixes_are_listed_with_their_versions(s3, image_folder: Path) -> None:
+def test_objects_of_several_prefixes_are_listed_with_their_versions(s3: Any, image_folder: Path) -> None:
     from tlray import storage
 
     for path in sorted(image_folder.glob("red/*.jpg")):

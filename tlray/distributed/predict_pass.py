@@ -65,8 +65,9 @@ def predict_on_cluster(model_ref: str, images: Sequence[str], output_uri: str, p
             summary = _finish(output, model, listing, missing, len(gone), started)
         else:
             seconds = time.perf_counter() - started
-            nothing = {"images_computed": 0, "parts_computed": 0, "parts_removed": 0, "images_per_second": 0.0}
-            summary = dataclasses.replace(summary, **nothing, seconds=seconds)
+            summary = dataclasses.replace(
+                summary, images_computed=0, parts_computed=0, parts_removed=0, seconds=seconds, images_per_second=0.0
+            )
     if summary.num_bad == summary.num_images:
         raise TlrayError(f"none of the {summary.num_images} images can be read: see {output.bad_images}")
     return summary

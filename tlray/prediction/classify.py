@@ -144,7 +144,7 @@ def faster(backbone: Backbone, device: torch.device) -> Callable[[torch.Tensor],
         prefix = folded(frozen_prefix(backbone, [find_cut(backbone, num_blocks)])).to(device)
         head = trainable_suffix(backbone, num_blocks).to(device)
     except SplitError:
-        return model.to(device, memory_format=torch.channels_last)
+        return model.to(device).to(memory_format=torch.channels_last)
     return lambda images: head(*prefix(images)[0])
 
 

@@ -144,13 +144,13 @@ def verdict(*, promote: bool) -> Verdict:
 def world(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """Everything between the cause and the verdict replaced; 36 images of three classes."""
     pytest.importorskip("ray")
+    import tlray.distributed.cluster
     import tlray.distributed.manifest_pass
-    import tlray.distributed.resources
     import tlray.run
 
     shutil.copytree(image_folder, tmp_path / "images")
     made = World(tmp_path)
-    monkeypatch.setattr(tlray.distributed.resources, "connect", made.connect)
+    monkeypatch.setattr(tlray.distributed.cluster, "connect", made.connect)
     monkeypatch.setattr(
         tlray.distributed.manifest_pass,
         "make_manifest_on_cluster",

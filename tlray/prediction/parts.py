@@ -71,7 +71,8 @@ def _ends_a_part(uri: str) -> bool:
 
 
 def _table(part: list[FileInfo]) -> pa.Table:
-    uris, errors = [], []
+    uris: list[str] = []
+    errors: list[str | None] = []
     for info in part:
         try:
             info.uri.encode()

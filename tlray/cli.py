@@ -177,7 +177,9 @@ def models(
 
 @app.command()
 def predict(
-    export: Annotated[str, typer.Argument(help="export bundle, run folder, or a backbone id for its own labels")],
+    export: Annotated[
+        str, typer.Argument(help="export bundle, run folder, champion.json, or a backbone id for its own labels")
+    ],
     images: Annotated[list[str], typer.Argument(help="files, patterns, folders or s3:// locations")],
     weights: Annotated[str, typer.Option(help="for a backbone id: pretrained, or a weights file")] = "pretrained",
     output: Annotated[
@@ -273,14 +275,21 @@ def report(run_uri: RunArgument, as_json: Json = False) -> None:
 
 
 @app.command()
-def retrain(config: ConfigArgument, overrides: Overrides = None) -> None:
+def retrain(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """Sweep again where data or configuration have changed, and promote the winner only if it beats the champion.
 
     Exit code 3, with nothing spent: nothing has changed since it was last judged, or another retraining is at work.
     """
+    from tlray.retrain.flow import look
     from tlray.retrain.flow import retrain as retrain_all
 
-    retrain_all(load_config(config, overrides), out)
+    loaded = load_config(config, overrides)
+    if dry_run:
+        from tlray.dry_run import NOTHING_STARTED
+
+        print(look(loaded), NOTHING_STARTED, sep="\n")
+        return
+    retrain_all(loaded, out)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from tlray import storage
 from tlray.champion import history, load_champion, rollback
 from tlray.errors import NothingToDo, StorageError, TlrayError, TrialError
 from tlray.retrain import flow
+from tlray.retrain.flow import look
 from tlray.retrain.state import load_state
 
 __all__ = ["world"]
@@ -49,6 +50,20 @@ def test_the_first_retraining_makes_the_first_champion_and_the_second_has_nothin
         world.retrain()
     assert len(world.swept) == 1
     assert world.connected == 1
+
+
+def test_a_dry_run_says_what_a_retraining_would_do_and_does_not(world: World) -> None:
+    assert look(world.config()) == "would sweep: there is no champion that came of a retraining"
+    assert not world.swept
+    world.retrain()
+    before = sorted(world.folder.rglob("*"))
+    with pytest.raises(NothingToDo, match="data and configuration are those of"):
+        look(world.config())
+    assert look(world.config(seed=7)) == "would sweep: the configuration has changed: seed 0 -> 7"
+    assert sorted(world.folder.rglob("*")) == before
+    add_image(world)
+    assert look(world.config()).startswith("would sweep: names, sizes or dates of the images have changed")
+    assert len(world.swept) == 1
 
 
 def test_what_was_refused_is_not_tried_again_every_night(world: World) -> None:

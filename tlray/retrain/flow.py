@@ -58,14 +58,35 @@ def retrain(config: RunConfig, console: Console) -> Record:
 
     NothingToDo: data and settings were judged before, or another retraining is at work.
     """
-    config = with_absolute_locations(config)
-    home = storage.join(config.storage, config.name)
-    job = Job(config, home, list_data(config.data), settings_of(config), console)
-    _end_if_judged(job, load_state(home))
-    with claim(home) as held:
-        state = load_state(home)
+    job = _job(config, console)
+    _end_if_judged(job, load_state(job.home))
+    with claim(job.home) as held:
+        state = load_state(job.home)
         _end_if_judged(job, state)  # by the one that held the lease just now
         return _retrain(job, state, held)
+
+
+def look(config: RunConfig) -> str:
+    """What `retrain` would do now, and why, in one line; NothingToDo as there. Lists the data, starts nothing."""
+    job = _job(config, Console(quiet=True))
+    state, champion = load_state(job.home), read_champion(job.home)
+    _end_if_judged(job, state)
+    if state.pending is not None and _goes_on(job, state.pending):
+        return f"would go on with the interrupted retraining in {state.pending.run}"
+    if champion is None or state.last is None:
+        return "would sweep: there is no champion that came of a retraining"
+    causes = []
+    if state.last.listing != job.listing:
+        causes.append("names, sizes or dates of the images have changed; nothing to do if their contents have not")
+    if state.last.settings != job.settings:
+        causes.append(f"the configuration has changed: {differing(state.last.settings, job.settings)}")
+    return f"would sweep: {'; '.join(causes)}"
+
+
+def _job(config: RunConfig, console: Console) -> Job:
+    config = with_absolute_locations(config)
+    home = storage.join(config.storage, config.name)
+    return Job(config, home, list_data(config.data), settings_of(config), console)
 
 
 def _end_if_judged(job: Job, state: State) -> None:

@@ -109,6 +109,16 @@ def test_with_room_for_nothing_the_baseline_stays_and_one_trial_unless_another_h
     assert dropped == ["a0", "a1"]
 
 
+def test_a_trial_that_stays_without_room_brings_those_that_cost_next_to_nothing_beside_it() -> None:
+    def seconds_of(trials: Sequence[TrialConfig]) -> float:
+        probes = sum(trial.backbone.id == "a" for trial in trials)
+        return 50 * (probes > 0) + 0.1 * probes + 50 * (len(trials) - probes)
+
+    kept, dropped = choose(trials_of(a=4, b=2), seconds_of, 20, {})
+    assert ids(kept) == ["000-baseline", "a0", "a1", "a2", "a3"]
+    assert dropped == ["b0", "b1"]
+
+
 def test_a_number_of_trials_takes_some_of_each_backbone() -> None:
     kept, dropped = limit_trials(trials_of(a=3, b=3), 3)
     assert ids(kept) == ["000-baseline", "a0", "a1", "b0"]

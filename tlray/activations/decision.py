@@ -38,7 +38,7 @@ from tlray.split import SPLIT_VERSION, Cut, SplitError, find_cut, frozen_prefix
 NUM_MEASURED = 8  # images
 NUM_WARM = 2
 NUM_PASSES = 5
-LONG_PASS = 0.5  # seconds; one that takes this long is enough
+LONG_PASS = 1.0  # seconds of all of them; one that takes this long is enough
 
 
 @dataclass(frozen=True)

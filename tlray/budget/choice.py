@@ -12,6 +12,8 @@ from tlray.activations.planned import ActivationSource
 from tlray.budget.estimate import Machines, TrialCost, reserved_seconds, sweep_seconds
 from tlray.config import BackboneConfig, RunConfig, TrialConfig
 
+BESIDE = 1.05  # what a trial that has no room may grow by with others that it makes nearly free
+
 
 def limit_seconds(config: RunConfig) -> float:
     """The tighter of budget.hours and budget.cost, in seconds; infinite without either."""
@@ -46,7 +48,8 @@ def choose(
     the backbones goes, by `scores` (of `backbone_key`; those without one come last, in the order of the configuration).
     Of what is left, trials are taken in the order of `by_worth` as long as they fit. The baseline always stays: nothing
     is proven without it. Where nothing fits and nothing has a score yet, the first trial stays too, and goes as far as
-    the time lets it: a run without a winner is no use at any price.
+    the time lets it: a run without a winner is no use at any price. With it stays what takes next to nothing beside it,
+    as the other linear probes of its batched head do.
     """
     candidates = [trial for trial in trials if not trial.is_baseline]
     baseline = [trial for trial in trials if trial.is_baseline]
@@ -55,17 +58,27 @@ def choose(
         backbones = backbones[: math.ceil(len(backbones) / 2)]
         candidates = [trial for trial in candidates if backbone_key(trial.backbone) in backbones]
     order = by_worth(candidates, scores)
-    chosen: list[TrialConfig] = []
-    for trial in order:
-        if seconds_of([*baseline, *chosen, trial]) <= left:
-            chosen.append(trial)
+    chosen = _first_that_fit(order, baseline, seconds_of, left)
     if not chosen and not scores:
-        chosen = order[:1]
+        chosen = _first_that_fit(order, baseline, seconds_of, BESIDE * seconds_of([*baseline, *order[:1]]))
     kept = {trial.trial_id for trial in (*baseline, *chosen)}
     return (
         [trial for trial in trials if trial.trial_id in kept],
         [trial.trial_id for trial in trials if trial.trial_id not in kept],
     )
+
+
+def _first_that_fit(
+    order: Sequence[TrialConfig],
+    baseline: Sequence[TrialConfig],
+    seconds_of: Callable[[Sequence[TrialConfig]], float],
+    left: float,
+) -> list[TrialConfig]:
+    chosen: list[TrialConfig] = []
+    for trial in order:
+        if seconds_of([*baseline, *chosen, trial]) <= left:
+            chosen.append(trial)
+    return chosen
 
 
 def beyond_budget(

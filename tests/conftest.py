@@ -54,14 +54,10 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process runs all tests that start Ray, one after the other: each takes every CPU for itself.
-
-    They come first, so that the others run beside them and not before them.
-    """
+    """One process runs all tests that start Ray, one after the other: each takes every CPU for itself."""
     for item in items:
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("ray"))
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
 class S3InUse:

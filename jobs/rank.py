@@ -10,7 +10,8 @@ from tlray.cli import main
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="YAML file, in the working directory or s3://")
-    parser.add_argument("--dry-run", action="store_true", help="show what this would do, start nothing")
+    parser.add_argument("--dry-run", action="store_true", help="start nothing, show what this would do")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of the configuration")
     options = parser.parse_args()
-    main(["rank", options.config, *options.overrides, *["--dry-run"][: options.dry_run]])
+    flags = ["--dry-run"] if options.dry_run else []
+    main(["rank", options.config, *options.overrides, *flags])

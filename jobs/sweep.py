@@ -15,8 +15,9 @@ if __name__ == "__main__":
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", help="YAML file, in the working directory or s3://")
     what.add_argument("--resume", help="run folder of an interrupted run")
-    parser.add_argument("--dry-run", action="store_true", help="show what this would do, start nothing")
+    parser.add_argument("--dry-run", action="store_true", help="start nothing, show what this would do")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of the configuration")
     options = parser.parse_args()
+    flags = ["--dry-run"] if options.dry_run else []
     command = ["resume", options.resume] if options.resume else ["run", options.config, *options.overrides]
-    main([*command, *["--dry-run"][: options.dry_run]])
+    main([*command, *flags])

@@ -93,7 +93,7 @@ def _resize_is_all(image: torch.Tensor, p: Preprocessing) -> bool:
 
 
 def _resize_into(place: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    """Saves the pages of a result that is copied into the batch at once: 0.03 of 0.22 ms for a 500x375 photo."""
+    """Saves the fresh pages of a result that would be copied into the batch at once."""
     torch.ops.aten._upsample_bilinear2d_aa.out(image[None], place.shape[-2:], False, None, None, out=place[None])
     return place
 

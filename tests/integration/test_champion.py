@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -231,6 +232,8 @@ def test_while_one_holds_the_lease_another_is_sent_away_and_afterwards_not(home:
 def test_a_lease_that_nobody_renews_runs_out_and_its_holder_notices(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
     renew = claims.Claim.renew
     monkeypatch.setattr(claims.Claim, "renew", lambda held: None)  # processes that hang
+    told: list[int] = []
+    monkeypatch.setattr(claims._thread, "interrupt_main", told.append)
     with claim(home) as stuck, claim(home, lease_seconds=0.3) as taken:
         taken.check()
         renew(stuck)  # it wakes up
@@ -238,6 +241,10 @@ def test_a_lease_that_nobody_renews_runs_out_and_its_holder_notices(home: str, m
             stuck.check()
         renew(taken)
         taken.check()
+        stuck_thread_ends = time.monotonic() + 10
+        while not told and time.monotonic() < stuck_thread_ends:
+            time.sleep(0.02)
+    assert told == [signal.SIGTERM], "what the dead one was training must stop, and the one that took over goes on"
 
 
 @pytest.mark.usefixtures("quick")

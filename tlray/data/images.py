@@ -137,7 +137,8 @@ class Images(Sequence[Image]):
         return f"Images({len(self)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _from_ipc, (_to_ipc(self.table),)  # pickling a slice of Arrow columns would take all of them along
+        """One buffer, which Ray hands on outside the pickle; Arrow's own columns would take more than a slice along."""
+        return _from_ipc, (_to_ipc(self.table),)
 
 
 def id_bytes(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
@@ -173,12 +174,20 @@ def _objects(table: pa.Table) -> Iterator[Image]:
     return map(Image, *columns.values())
 
 
-def _to_ipc(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
+def _to_ipc(table: pa.Table) -> pa.Buffer:
+    """Written once into memory of the right size: a sink that grows would need up to three times as much."""
+    size = pa.MockOutputStream()
+    _write_ipc(table, size)
+    buffer = pa.allocate_buffer(size.size())
+    with pa.FixedSizeBufferWriter(buffer) as sink:
+        _write_ipc(table, sink)
+    return buffer
+
+
+def _write_ipc(table: pa.Table, sink: pa.NativeFile) -> None:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    return sink.getvalue().to_pybytes()
 
 
-def _from_ipc(data: bytes) -> Images:
+def _from_ipc(data: pa.Buffer) -> Images:
     return Images(pa.ipc.open_stream(data).read_all())

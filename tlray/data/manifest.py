@@ -31,7 +31,7 @@ from tlray.errors import StorageError
 
 __all__ = ["BadImage", "Image", "Images", "Manifest", "Split", "load_manifest", "make_manifest", "save_manifest"]
 
-AT_ONCE = 2**16  # rows of the file that are in memory together
+AT_ONCE = 2**13  # rows of the file that are in memory together
 SCHEMA = pa.schema(
     [
         ("uri", pa.string()),

@@ -120,7 +120,7 @@ def test_a_trial_over_two_nodes_trains_like_one_on_one(
 
 
 def test_a_storage_that_a_node_does_not_see_is_refused_before_anything_is_done(
-    cluster: RunningCluster, make_config: MakeConfig, tmp_path: Path
+    cluster: RunningCluster, make_config: MakeConfig, image_folder: Path
 ) -> None:
     """The node sees an empty folder of its own at that path, as another machine would."""
     own_mounts = ("unshare", "--map-root-user", "--mount")
@@ -134,3 +134,17 @@ def test_a_storage_that_a_node_does_not_see_is_refused_before_anything_is_done(
     assert code == 2, log
     assert f"error: storage {config.storage} is a folder of this machine, and 1 of the 1 other nodes do not" in log
     assert list(Path(config.storage).iterdir()) == []
+    output = Path(config.storage) / "predictions"
+    command = [
+        sys.executable,
+        "-m",
+        "tlray.cli",
+        "predict",
+        str(image_folder),
+        str(image_folder),
+        "--output",
+        str(output),
+    ]
+    predict = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, check=False)
+    assert predict.returncode == 2, predict.stderr
+    assert f"error: --output {output} is a folder of this machine" in predict.stderr

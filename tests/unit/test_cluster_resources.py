@@ -168,8 +168,8 @@ def test_a_pod_reads_what_its_own_ray_cluster_may_grow_to(tmp_path: Path, monkey
     assert of_kubernetes() is None
 
 
-def test_a_pod_that_may_not_read_its_ray_cluster_knows_nothing_of_its_growth(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_pod_that_may_not_read_its_ray_cluster_says_so_and_counts_on_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(client: Any, path: str) -> Any:
         raise requests.HTTPError("403 Forbidden")
@@ -177,8 +177,12 @@ def test_a_pod_that_may_not_read_its_ray_cluster_knows_nothing_of_its_growth(
     (tmp_path / "namespace").write_text("ml")
     monkeypatch.setattr("tlray.distributed.autoscaling.NAMESPACE_FILE", tmp_path / "namespace")
     monkeypatch.setattr("ray.autoscaler._private.kuberay.node_provider.KubernetesHttpApiClient.get", refuse)
-    monkeypatch.setenv("RAY_CLUSTER_NAME", "birds")
+    monkeypatch.setenv("RAY_CLUSTER_NAME", "finches")
     assert of_kubernetes() is None
+    assert of_kubernetes() is None
+    said = capsys.readouterr().err
+    assert said.count("warning: RayCluster finches cannot be read (403 Forbidden)") == 1
+    assert "say in cluster.node_types how far" in said
 
 
 def test_the_plan_says_which_trials_share_a_gpu(

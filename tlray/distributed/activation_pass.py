@@ -17,7 +17,7 @@ from tlray.activations.location import open_store
 from tlray.activations.planned import ActivationSource
 from tlray.activations.store import ActivationStore
 from tlray.distributed.cluster import cluster_summary
-from tlray.distributed.errors import cause_of
+from tlray.distributed.errors import answer
 from tlray.distributed.resources import TaskResources, model_tasks
 from tlray.distributed.tasks import chunk_task
 from tlray.errors import TlrayError, TrialError
@@ -82,14 +82,11 @@ def _computed(run: Run, chunks: list[Chunk], resources: TaskResources) -> Iterat
         (done,), _ = ray.wait(list(running))
         chunk = running.pop(done)
         try:
-            yield ray.get(done), chunk
-        except ray.exceptions.RayError as error:
+            yield answer(done, "the activation pass", f"`tlray resume {run.uri}` goes on"), chunk
+        except TlrayError:
             for other in running:
                 ray.cancel(other, force=True)
-            cause = cause_of(error)
-            if isinstance(cause, TlrayError):
-                raise cause from None
-            raise TrialError(f"the activation pass broke down: {cause}; `tlray resume {run.uri}` goes on") from error
+            raise
 
 
 def _keys(sources: tuple[ActivationSource, ...]) -> dict[str, ActivationKey]:

@@ -10,12 +10,16 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
 import yaml
+
+from tlray.distributed.errors import answer
+from tlray.errors import TrialError
 
 HEAD_RESOURCE = "node:__internal_head__"  # every head has it
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -40,7 +44,7 @@ class Growth:
 
 
 def find_growth() -> Growth | None:
-    """Ray must be connected. Whatever cannot be read counts as not there."""
+    """Ray must be connected. What cannot be read is said on stderr and counts as not there."""
     return _reported() or of_kubernetes() or _of_the_head()
 
 
@@ -81,7 +85,8 @@ def of_kubernetes() -> Growth | None:
 
     try:
         cluster = KubernetesHttpApiClient(namespace=NAMESPACE_FILE.read_text().strip()).get(f"rayclusters/{name}")
-    except OSError:  # no permission, no answer: requests' errors are OSErrors
+    except OSError as error:  # requests' errors are OSErrors; KubeRay gives no permission where nothing autoscales
+        _warn(f"RayCluster {name} cannot be read ({error})")
         return None
     if not cluster["spec"].get("enableInTreeAutoscaling"):
         return None
@@ -94,12 +99,17 @@ def _of_the_head() -> Growth | None:
     if head is None:
         return None
     address = ray.get_runtime_context().gcs_address
-    if head["NodeID"] == own:
-        text = _monitor_file(address)
-    else:
-        task = ray.remote(_monitor_file).options(num_cpus=0, resources={HEAD_RESOURCE: 0.001})
-        text = ray.get(task.remote(address))
+    try:
+        text = _monitor_file(address) if head["NodeID"] == own else _asked_on_the_head(address)
+    except (OSError, TrialError) as error:
+        _warn(f"the autoscaler's configuration cannot be read on the head ({error})")
+        return None
     return growth_of(yaml.safe_load(text), "the autoscaler's configuration") if text else None
+
+
+def _asked_on_the_head(gcs_address: str) -> str:
+    task = ray.remote(_monitor_file).options(num_cpus=0, resources={HEAD_RESOURCE: 0.001})
+    return str(answer(task.remote(gcs_address), "reading it"))
 
 
 def _monitor_file(gcs_address: str) -> str:
@@ -110,8 +120,12 @@ def _monitor_file(gcs_address: str) -> str:
         if wanted in command and any(part.endswith("/monitor.py") for part in command):
             for part in command:
                 if part.startswith("--autoscaling-config="):
-                    try:
-                        return Path(part.partition("=")[2]).expanduser().read_text()
-                    except OSError as error:
-                        print(f"{part}: {error}", file=sys.stderr)
+                    return Path(part.partition("=")[2]).expanduser().read_text()
     return ""
+
+
+@cache
+def _warn(what: str) -> None:
+    """Once for each fault: the cluster is looked at again and again."""
+    remedy = "where the cluster grows, say in cluster.node_types how far"
+    print(f"warning: {what}: only the nodes that are there are counted on; {remedy}", file=sys.stderr)

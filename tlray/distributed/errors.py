@@ -1,6 +1,25 @@
 """What stands behind an error that Ray brings from another process."""
 
+from typing import Any
+
 import ray
+
+from tlray.errors import TlrayError, TrialError
+
+
+def answer(task: Any, what: str, remedy: str = "") -> Any:
+    """`ray.get` of one task or several. Our own errors arrive as they were raised.
+
+    Anything else, a worker that died for instance, is a TrialError: `what` broke down, why, and the remedy.
+    """
+    try:
+        return ray.get(task)
+    except ray.exceptions.RayError as error:
+        cause = cause_of(error)
+        if isinstance(cause, TlrayError):
+            raise cause from None
+        end = f"; {remedy}" if remedy else ""
+        raise TrialError(f"{what} broke down: {reason_of(error)}{end}") from error
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -11,5 +30,6 @@ def cause_of(error: BaseException) -> BaseException:
 
 
 def reason_of(error: BaseException) -> str:
-    """Its last line, which is where the reason stands in what Ray says."""
-    return str(cause_of(error)).strip().splitlines()[-1]
+    """Its last line, which is where the reason stands in what Ray says; the error's name where it says nothing."""
+    cause = cause_of(error)
+    return next(reversed(str(cause).strip().splitlines()), type(cause).__name__)

@@ -12,10 +12,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tlray.config import RunConfig
 from tlray.data.manifest import Manifest
 from tlray.distributed.cluster import cluster_summary, how_many
-from tlray.distributed.errors import cause_of, reason_of
+from tlray.distributed.errors import answer
 from tlray.distributed.resources import trial_resources
 from tlray.distributed.tasks import plan_ranking_task, plan_task, select_task
-from tlray.errors import TlrayError, TrialError
 from tlray.plan import PlannedRun
 from tlray.prepare import with_absolute_locations
 from tlray.ranking.result import Ranking
@@ -71,10 +70,4 @@ def _place(config: RunConfig) -> dict[str, Any]:
 def _computed(task: Any, place: dict[str, Any], *arguments: Any) -> Any:
     """Elsewhere the node may be lost, and another one tries again; here the process dies for a reason."""
     max_retries = 0 if "scheduling_strategy" in place else RETRIES
-    try:
-        return ray.get(task.options(**place, max_retries=max_retries).remote(*arguments))
-    except ray.exceptions.RayError as error:
-        cause = cause_of(error)
-        if isinstance(cause, TlrayError):
-            raise cause from None
-        raise TrialError(f"planning or concluding broke down: {reason_of(error)}") from error
+    return answer(task.options(**place, max_retries=max_retries).remote(*arguments), "planning or concluding")

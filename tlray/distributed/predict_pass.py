@@ -21,15 +21,17 @@ from tlray import storage
 from tlray.config import SweepConfig
 from tlray.data.inputs import stream_inputs
 from tlray.distributed.cluster import cluster_summary, connect
-from tlray.distributed.errors import cause_of, reason_of
+from tlray.distributed.errors import answer
+from tlray.distributed.ready import check_seen
 from tlray.distributed.resources import TaskResources, model_tasks
-from tlray.errors import InputError, TlrayError, TrialError
+from tlray.errors import InputError, TlrayError
 from tlray.prediction.output import ModelFacts, PredictionOutput, PredictionSpec, PredictionSummary
 from tlray.prediction.parts import Listing, write_parts
 
 AHEAD = 2  # parts queued for each that is computed, so that an autoscaler sees what is wanted
 LOOK_AGAIN = 5.0  # seconds after which the cluster may have grown
 MAX_RETRIES = 5  # of a part whose worker died
+GO_ON = "the same command again goes on"
 Progress = Callable[[int, int], None]
 
 
@@ -45,10 +47,12 @@ def predict_on_cluster(model_ref: str, images: Sequence[str], output_uri: str, p
     for location in locations:
         if storage.join(output.uri, "").startswith(storage.join(location, "")):
             raise InputError(f"--output {output.uri} lies below the images in {location}: give one beside them")
+    connect()
+    check_seen(_local_places(model_ref, locations, output), ("--output",))
     found = _model_task(model_ref)
     with tempfile.TemporaryDirectory(prefix="tlray-listing-") as folder:
         listing = write_parts(stream_inputs(locations), Path(folder) / "images.parquet")
-        model: ModelFacts = _answer(found, "reading the model broke down")
+        model: ModelFacts = answer(found, "reading the model", GO_ON)
         output.begin(PredictionSpec(model=model, images=locations))
         there = output.parts_there()
         gone = there - set(listing.names)
@@ -92,9 +96,14 @@ def predict_task(model: ModelFacts, files: pa.Table, location: str, num_threads:
     storage.write_bytes(location, open_classifier(model, device).classify(files, num_threads))
 
 
+def _local_places(model_ref: str, images: Sequence[str], output: PredictionOutput) -> dict[str, str]:
+    named = {"--output": output.uri, "the model": storage.absolute(model_ref)}
+    named |= {f"images[{place}]": uri for place, uri in enumerate(images)}
+    return {field: uri for field, uri in named.items() if not storage.is_remote(uri)}
+
+
 def _model_task(model_ref: str) -> ray.ObjectRef:
     """Beside the driver, where a relative path means what the user meant."""
-    connect()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return find_model_task.options(num_cpus=0, max_retries=0, scheduling_strategy=here).remote(
         storage.absolute(model_ref)
@@ -120,7 +129,7 @@ def _computed(model: ModelFacts, output: PredictionOutput, listing: Listing, mis
             continue
         number = running.pop(done[0])
         try:
-            _answer(done[0], "the prediction broke down")
+            answer(done[0], "the prediction", GO_ON)
         except TlrayError:
             for other in running:
                 ray.cancel(other, force=True)
@@ -130,16 +139,6 @@ def _computed(model: ModelFacts, output: PredictionOutput, listing: Listing, mis
 
 def _resources() -> TaskResources:
     return model_tasks(SweepConfig(), cluster_summary())
-
-
-def _answer(task: ray.ObjectRef, what: str) -> Any:
-    try:
-        return ray.get(task)
-    except ray.exceptions.RayError as error:
-        cause = cause_of(error)
-        if isinstance(cause, TlrayError):
-            raise cause from None
-        raise TrialError(f"{what}: {reason_of(error)}; the same command again goes on") from error
 
 
 def _finish(

@@ -18,10 +18,10 @@ from tlray.data.inspect import KnownTable
 from tlray.data.prepared import open_prepared, with_preparation
 from tlray.data.sources import Entry, open_source, write_listing
 from tlray.distributed.cluster import ClusterSummary, cluster_summary
-from tlray.distributed.errors import cause_of
+from tlray.distributed.errors import answer
 from tlray.distributed.resources import cpu_tasks
 from tlray.distributed.tasks import prepare_task
-from tlray.errors import TlrayError, TrialError
+from tlray.errors import TlrayError
 from tlray.prepare import with_absolute_locations
 
 ENTRIES_AT_ONCE = 2048  # of a task: some shards of ordinary photos
@@ -81,11 +81,8 @@ def _prepared(
             return
         (done,), running = ray.wait(running)
         try:
-            yield ray.get(done)
-        except ray.exceptions.RayError as error:
+            yield answer(done, "preparing the images", "the same run again goes on")
+        except TlrayError:
             for other in running:
                 ray.cancel(other, force=True)
-            cause = cause_of(error)
-            if isinstance(cause, TlrayError):
-                raise cause from None
-            raise TrialError(f"preparing the images broke down: {cause}; the same run again goes on") from error
+            raise

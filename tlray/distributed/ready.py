@@ -8,7 +8,7 @@ ClusterError, StorageError: what to change. Nodes that come later find out thems
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import ray
@@ -32,7 +32,7 @@ def make_ready(config: RunConfig, say: Callable[[str], None]) -> TrialResources:
     if cluster.most("CPU") > 0:
         trial_resources(config, cluster)  # refused before it waits for what can never come
     _wait_for_a_node(config, cluster, say)
-    _check_locations(config)
+    check_seen(_local_places(config), WRITTEN)
     return trial_resources(config, cluster_summary(config.cluster))
 
 
@@ -58,17 +58,19 @@ def _wait_for_a_node(config: RunConfig, cluster: ClusterSummary, say: Callable[[
     say(f"a node came after {time.monotonic() - started:.0f} s")
 
 
-def _check_locations(config: RunConfig) -> None:
-    """StorageError where a folder of this machine is one that another node does not see."""
+def check_seen(places: Mapping[str, str], to_write: Collection[str]) -> None:
+    """StorageError where one of `places`, local paths by field, is a folder that another node does not see.
+
+    `to_write`: the fields of those that are written to. They are made where they are missing; others may be missing.
+    """
     own = ray.get_runtime_context().get_node_id()
     others = [
         node for node in ray.nodes() if node["Alive"] and node["NodeID"] != own and node["Resources"].get("CPU", 0) > 0
     ]
     if not others:
         return
-    places = _local_places(config)
     token = f".tlray-{secrets.token_hex(8)}"
-    written = [path for field, path in places.items() if field in WRITTEN]
+    written = [path for field, path in places.items() if field in to_write]
     try:
         for path in written:
             storage.check_writable(path)

@@ -11,9 +11,8 @@ import ray
 from tlray.config import DataConfig, RunConfig
 from tlray.data.images import Image
 from tlray.distributed.cluster import cluster_summary, connect
-from tlray.distributed.errors import cause_of
+from tlray.distributed.errors import answer
 from tlray.distributed.resources import model_tasks
-from tlray.errors import TlrayError, TrialError
 
 LEAST_OF_A_TASK = 256  # images; fewer do not repay loading the model
 
@@ -28,13 +27,7 @@ def classify_on_cluster(config: RunConfig, export: str, images: Sequence[Image])
         task.remote(config.data, export, images[at : at + size], resources.threads)
         for at in range(0, len(images), size)
     ]
-    try:
-        return [name for part in ray.get(parts) for name in part]
-    except ray.exceptions.RayError as error:
-        cause = cause_of(error)
-        if isinstance(cause, TlrayError):
-            raise cause from None
-        raise TrialError(f"scoring {export} broke down: {cause}; start it again") from error
+    return [name for part in answer(parts, f"scoring {export}", "start it again") for name in part]
 
 
 @ray.remote

@@ -5,7 +5,7 @@
 
 Stages follow each other; within one, jobs are started in their order on the worker that is free first. A worker is a
 node of its own that is asked for when a job waits for it, and given back when it has been idle for a while. Workers may
-share the cores of one machine: jobs that run at once then slow each other down in proportion (processor sharing).
+share the cores of one machine: jobs that run at once then slow each other down alike (processor sharing).
 """
 
 import heapq
@@ -37,7 +37,7 @@ class Cluster:
     workers: int
     start_seconds: float = 0.0  # from asking for a node to its being there
     idle_seconds: float = NEVER  # after which a node is given back
-    cores: float = NEVER  # that all workers share
+    capacity: Callable[[int], float] = float  # work that so many jobs at once get done, in units of one alone
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _run_stage(stage: Stage, cluster: Cluster, now: float, idle: list[_Worker]) 
     running: list[tuple[float, int, _Worker, Job, int]] = []  # by the reading of a clock that runs with the work
     clock, last = 0.0, now
     while coming or running:
-        rate = min(1.0, cluster.cores / len(running)) if running else 1.0
+        rate = cluster.capacity(len(running)) / len(running) if running else 1.0
         finish = last + (running[0][0] - clock) / rate if running else NEVER
         if coming and coming[0][0] <= finish:
             now, _, worker = heapq.heappop(coming)

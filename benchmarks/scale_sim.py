@@ -11,11 +11,13 @@ probes as one batched head a backbone, trials one after the other on whatever wo
 curves, nodes that take minutes to come and are given back when idle.
 
 *check*: the same simulation against real runs of tlray here with 1, 2 and 4 worker processes, with shared activations
-and without, from the plan to DONE; workers then share two cores. The largest error is in the last line.
+and without, from the plan to DONE. Workers then share this machine's cores: how much work so many processes get done at
+once is measured first (side_by_side.py). The largest error is in the last line.
 
 A GPU is --gpu-speed times as fast as one core of this machine in everything but decoding, which --cores-per-gpu cores
 do beside it; that figure is an assumption (about a T4 against a server's core), the rest is measured. The last line is
-one JSON object: errors_percent by run, worst_error_percent, shared and alone ({GPUs: [hours, node-hours]}), speed-up.
+one JSON object: capacity, errors_percent by run, worst_error_percent, shared and alone ({GPUs: [hours, node-hours]}),
+speed-up.
 """
 
 import argparse
@@ -25,7 +27,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ import yaml
 
 from benchmarks.machine import describe, shared_folder
 from benchmarks.scale_events import Cluster, Job, Result, Stage, simulate
+from benchmarks.side_by_side import measure_capacity
 from tlray.budget.costs import CHECKPOINT_SECONDS
 from tlray.budget.estimate import EXPORT_SECONDS, PROBE_SHARE, REPORT_SECONDS, TUNE_SECONDS, group_seconds
 from tlray.plan import Plan, load_plan
@@ -67,7 +70,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tlray-benchmark-") as name:
         folder = Path(name)
         if not options.no_check:
-            outcome["errors_percent"] = check(folder)
+            outcome["capacity"] = capacity = [round(work, 2) for work in measure_capacity(max(CHECKED))]
+            print(f"work of 1, 2, ... processes at once: {', '.join(map(str, capacity[1:]))}")
+            outcome["errors_percent"] = check(folder, capacity)
             outcome["worst_error_percent"] = max(abs(error) for error in outcome["errors_percent"].values())
         costs = measured_costs(load_plan(options.plan) if options.plan else planned(folder))
     for cost in costs:
@@ -79,8 +84,8 @@ def main() -> None:
     print(json.dumps(outcome))
 
 
-def check(folder: Path) -> dict[str, float]:
-    """Simulated against real seconds -> by how many percent each is off."""
+def check(folder: Path, capacity: Sequence[float]) -> dict[str, float]:
+    """Simulated against real seconds -> by how many percent each is off. `capacity`: of 0, 1, ... processes at once."""
     errors = {}
     print(f"{'trials read':<14} {'workers':>7} {'simulated s':>12} {'real s':>8} {'error':>7}")
     for materialise, words in (("always", "activations"), ("never", "images")):
@@ -88,7 +93,8 @@ def check(folder: Path) -> dict[str, float]:
             run = real_run(folder, materialise, workers)
             plan = load_plan(str(run))
             real = (run / "DONE").stat().st_mtime - (run / "config.yaml").stat().st_mtime
-            simulated = simulate(stages_of(plan, workers), Cluster(workers, cores=os.cpu_count() or 1)).seconds
+            result = simulate(stages_of(plan, workers), Cluster(workers, capacity=capacity.__getitem__))
+            simulated = result.seconds
             errors[f"{words}/{workers}"] = error = round(100 * (simulated / real - 1), 1)
             print(f"{words:<14} {workers:7} {simulated:12.1f} {real:8.1f} {error:6.1f}%", flush=True)
     return errors

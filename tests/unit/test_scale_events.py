@@ -7,6 +7,9 @@ import pytest
 from benchmarks.scale_events import Cluster, Job, Stage, simulate
 from tlray.budget.estimate import makespan
 
+TWO_CORES = [0.0, 1.0, 2.0, 2.0, 2.0].__getitem__
+TWO_HALVES = [0.0, 1.0, 1.25].__getitem__  # of one core: two at once get a quarter more done than one
+
 
 def jobs(*seconds: float) -> list[Job]:
     return [Job((one,)) for one in seconds]
@@ -22,11 +25,14 @@ def test_a_stage_takes_what_list_scheduling_takes() -> None:
 
 def test_workers_that_share_cores_slow_each_other_down() -> None:
     stage = [Stage("trials", jobs(10, 10, 10, 10), 0.0)]
-    assert simulate(stage, Cluster(4, cores=2)).seconds == pytest.approx(20)
-    assert simulate(stage, Cluster(2, cores=2)).seconds == pytest.approx(20)
-    assert simulate(stage, Cluster(1, cores=2)).seconds == pytest.approx(40)
+    assert simulate(stage, Cluster(4, capacity=TWO_CORES)).seconds == pytest.approx(20)
+    assert simulate(stage, Cluster(2, capacity=TWO_CORES)).seconds == pytest.approx(20)
+    assert simulate(stage, Cluster(1, capacity=TWO_CORES)).seconds == pytest.approx(40)
+    assert simulate(stage, Cluster(2, capacity=TWO_HALVES)).seconds == pytest.approx(32)
     # 3 share 2 cores until the short one has ended at 3 s; the others have done 2 s of their work by then
-    assert simulate([Stage("trials", jobs(2, 12, 12), 0.0)], Cluster(3, cores=2)).seconds == pytest.approx(13)
+    assert simulate([Stage("trials", jobs(2, 12, 12), 0.0)], Cluster(3, capacity=TWO_CORES)).seconds == pytest.approx(
+        13
+    )
 
 
 def test_a_worker_pays_for_its_process_once_a_stage_and_stages_follow_each_other() -> None:

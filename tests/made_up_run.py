@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from tlray import storage
 from tlray.config import RunConfig, TrialConfig
-from tlray.config_file import dump_config
+from tlray.config.file import dump_config
 from tlray.data.manifest import BadImage, Image, Manifest, save_manifest
 from tlray.results import TrialResult, append_result
 from tlray.search_space import list_trials

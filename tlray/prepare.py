@@ -12,8 +12,8 @@ from typing import Any
 
 from tlray import storage
 from tlray.config import BackboneConfig, RunConfig, TrialConfig
-from tlray.config_file import dump_config, parse_config
-from tlray.config_query import BackboneQuery
+from tlray.config.file import dump_config, parse_config
+from tlray.config.query import BackboneQuery
 from tlray.data.manifest import Manifest, load_manifest, save_manifest
 from tlray.errors import StorageError
 from tlray.plan import Plan, PlannedRun, load_plan, save_plan

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from tlray import storage
 from tlray.champion import history, load_champion, rollback
-from tlray.config_file import parse_config
+from tlray.config.file import parse_config
 from tlray.data.splits import position
 from tlray.errors import NothingToDo
 from tlray.predict import open_model

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tlray.config_file import parse_config
+from tlray.config.file import parse_config
 from tlray.errors import ConfigError
 
 SMALLEST = """

@@ -18,7 +18,7 @@ from tlray.advice import (
     facts_of,
 )
 from tlray.config import RunConfig
-from tlray.config_file import dump_config, parse_config
+from tlray.config.file import dump_config, parse_config
 from tlray.errors import ConfigError
 from tlray.plan import plan_tables
 from tlray.planning import plan_run

@@ -15,7 +15,7 @@ from tlray.catalogue.acceptance import check_licences
 from tlray.catalogue.query import find, matches, ordered
 from tlray.catalogue.select import select_backbones
 from tlray.config import RunConfig
-from tlray.config_file import dump_config, parse_config
+from tlray.config.file import dump_config, parse_config
 from tlray.errors import ConfigError
 from tlray.planning import plan_run
 from tlray.preprocessing import Preprocessing

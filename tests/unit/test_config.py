@@ -5,7 +5,7 @@ import yaml
 
 from tests.unit.config_texts import EVERY_SECTION, SMALLEST, refusal
 from tlray.config import Recipe, RunConfig, StrategyConfig, recipe_value
-from tlray.config_file import dump_config, parse_config
+from tlray.config.file import dump_config, parse_config
 
 
 def with_strategy(strategy: str) -> RunConfig:

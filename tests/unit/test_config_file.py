@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.unit.config_texts import EVERY_SECTION, SMALLEST, refusal
-from tlray.config_file import parse_config
+from tlray.config.file import parse_config
 from tlray.errors import ConfigError, InputError
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tlray.config_file import dump_config, parse_config
+from tlray.config.file import dump_config, parse_config
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

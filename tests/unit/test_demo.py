@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tlray.config_file import parse_config
+from tlray.config.file import parse_config
 from tlray.demo import demo_config
 from tlray.search_space import list_trials
 

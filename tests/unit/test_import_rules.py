@@ -19,10 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"export"},
     "errors": set(),
     # what the user says
-    "config_section": set(),
-    "config_query": {"config_section"},
-    "config": {"config_section", "config_query"},
-    "config_file": {"config", "config_query"},
+    "config": set(),
     "known_recipe": {"config"},
     "search_space": {"config", "known_recipe"},
     # backbones
@@ -31,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "preprocessing": set(),
     "libraries": {"preprocessing"},
     "latency": {"libraries"},
-    "catalogue": {"preprocessing", "libraries", "latency", "config", "config_query"},
+    "catalogue": {"preprocessing", "libraries", "latency", "config"},
     "blocks": set(),
     "weights": {"storage", "catalogue", "config"},
     "backbone": {"config", "catalogue", "libraries", "blocks", "storage", "weights"},
@@ -48,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # what is decided before a run
     "budget": {"config", "storage", "activations"},
     "plan": {"config", "storage", "data", "activations", "budget"},
-    "prepare": {"config", "config_file", "config_query", "search_space", "storage", "data", "plan"},
+    "prepare": {"config", "search_space", "storage", "data", "plan"},
     # one trial
     "results": {"config", "storage"},
     "training": {
@@ -122,7 +119,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     # after the sweep
     "export": {"config", "storage", "catalogue", "backbone", "data", "training", "results"},
-    "report": {"config", "config_file", "storage", "catalogue", "data", "results", "ranking"},
+    "report": {"config", "storage", "catalogue", "data", "results", "ranking"},
     "predict": {"champion", "storage", "catalogue", "backbone", "data", "training", "export", "results"},
     "prediction": {"storage", "stores", "catalogue", "backbone", "split", "fold", "data", "export", "predict"},
     "conclude": {"storage", "data", "training", "results", "export", "report", "prepare"},
@@ -146,7 +143,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "retrain": {
         "champion",
         "config",
-        "config_file",
         "storage",
         "catalogue",
         "data",
@@ -251,7 +247,7 @@ print(json.dumps(failures))
 
 
 def test_everything_but_the_sweep_imports_without_ray_and_what_only_tests_need() -> None:
-    light = ["tlray", "tlray.cli", "tlray.config_file", "tlray.search_space", "tlray.storage", "tlray.catalogue"]
+    light = ["tlray", "tlray.cli", "tlray.config.file", "tlray.search_space", "tlray.storage", "tlray.catalogue"]
     modules = [module_name(path) for path in MODULES if part_of(path) not in NEED_RAY | {"distributed"}]
     arguments = json.dumps([NOT_IN_AN_INSTALLATION, light, modules])
     done = subprocess.run(

@@ -13,7 +13,7 @@ from tlray import storage
 from tlray.champion import load_champion
 from tlray.cli import main
 from tlray.config import RunConfig
-from tlray.config_file import dump_config
+from tlray.config.file import dump_config
 from tlray.data.manifest import Manifest, make_manifest, save_manifest
 from tlray.errors import NothingToDo
 from tlray.predict import open_model

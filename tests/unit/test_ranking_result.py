@@ -209,7 +209,7 @@ def test_the_best_trial_of_a_backbone_is_chosen_by_validation_and_scratch_is_not
     ("field", "value"), [("shortlist", 0), ("images", 3), ("score", "leep")], ids=["none", "few", "no source head"]
 )
 def test_a_ranking_that_cannot_be_is_refused(field: str, value: object) -> None:
-    from tlray.config_file import parse_config
+    from tlray.config.file import parse_config
 
     text = "name: x\ndata: {train: images}\nbackbones: [timm/a]"
     with pytest.raises(ConfigError, match=rf"ranking\.{field}"):

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tlray.config import RunConfig
-from tlray.config_file import dump_config, parse_config
+from tlray.config.file import dump_config, parse_config
 from tlray.errors import ConfigError
 from tlray.retrain import webhook
 from tlray.retrain.webhook import host_of, post

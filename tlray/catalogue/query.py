@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from tlray.catalogue.facts import ModelFacts
 from tlray.catalogue.listing import all_models
-from tlray.config_query import Filters
+from tlray.config.query import Filters
 from tlray.errors import ConfigError, nearest, plain_reason
 
 FIELDS: dict[str, str] = {

@@ -10,7 +10,7 @@ from tlray.catalogue.facts import ModelFacts
 from tlray.catalogue.listing import all_models
 from tlray.catalogue.query import ordered, select
 from tlray.config import BackboneConfig, RunConfig
-from tlray.config_query import BackboneQuery
+from tlray.config.query import BackboneQuery
 from tlray.errors import ConfigError
 from tlray.latency import device_name, milliseconds
 from tlray.libraries import is_installed

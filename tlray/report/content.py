@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from tlray import storage
 from tlray.config import RunConfig
-from tlray.config_file import parse_config
+from tlray.config.file import parse_config
 from tlray.data.manifest import Manifest, load_manifest
 from tlray.report.ranking import Found, read_found
 from tlray.results import Leaderboard, make_leaderboard

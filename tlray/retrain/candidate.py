@@ -70,7 +70,7 @@ def home_of(target: str, default_storage: str) -> str:
     InputError where there is nothing of the kind.
     """
     if target.endswith((".yaml", ".yml")):
-        from tlray.config_file import parse_config
+        from tlray.config.file import parse_config
 
         config = parse_config(storage.read_text(target), source=target)
         return storage.join(storage.absolute(config.storage), config.name)

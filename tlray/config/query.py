@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from tlray.config_section import Section
+from tlray.config.section import Section
 
 DECIMAL = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}  # B: billions, as parameters are counted
-# How pydantic's errors call the two forms of `backbones`; config_file leaves the words out of its messages.
+# How pydantic's errors call the two forms of `backbones`; config.file leaves the words out of its messages.
 LIST_FORM, QUERY_FORM = "[list]", "[query]"
 SortKey = Literal["top1", "top5", "params", "gflops", "size", "input", "id"]
 

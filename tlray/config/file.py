@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tlray.config import RunConfig
-from tlray.config_query import QUERY_FORM
+from tlray.config.query import QUERY_FORM
 from tlray.errors import ConfigError, plain_reason, unknown_key
 
 

@@ -1,0 +1,94 @@
+"""Commands on finished runs and on the champion that they lead to."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from tlray.cli.common import ConfigArgument, DryRun, Json, Overrides, RunArgument, app, load_config, out, show
+from tlray.errors import InputError
+
+
+@app.command()
+def export(
+    run_uri: RunArgument,
+    top_k: Annotated[int, typer.Option(min=1, help="how many of the best trials")] = 1,
+) -> None:
+    """Export the best trials of a run as bundles that predict."""
+    from tlray.conclude import export_best
+    from tlray.prepare import load_run
+    from tlray.results import load_leaderboard
+
+    loaded = load_run(run_uri)
+    for bundle in export_best(loaded, load_leaderboard(loaded.uri), top_k):
+        print(bundle)
+
+
+@app.command()
+def report(run_uri: RunArgument, as_json: Json = False) -> None:
+    """Write the run's leaderboard and report.html as they stand now, and print where the report is."""
+    from tlray.prepare import load_run
+    from tlray.report import agreement_table, leaderboard_table, read_found, write_report
+    from tlray.results import write_leaderboard
+
+    loaded = load_run(run_uri)
+    leaderboard = write_leaderboard(loaded.uri, seed=loaded.config.seed)
+    report_uri = write_report(loaded.uri)
+    show(leaderboard, leaderboard_table(leaderboard), as_json)
+    if not as_json:
+        found = read_found(loaded.uri, leaderboard)
+        if found is not None:
+            out.print(agreement_table(found))
+        print(report_uri)
+
+
+@app.command()
+def retrain(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Sweep again where data or configuration have changed, and promote the winner only if it beats the champion.
+
+    Exit code 3, with nothing spent: nothing has changed since it was last judged, or another retraining is at work.
+    """
+    from tlray.retrain.flow import look
+    from tlray.retrain.flow import retrain as retrain_all
+
+    loaded = load_config(config, overrides)
+    if dry_run:
+        from tlray.dry_run import NOTHING_STARTED
+
+        print(look(loaded), NOTHING_STARTED, sep="\n")
+        return
+    retrain_all(loaded, out)
+
+
+@app.command()
+def promote(
+    target: Annotated[
+        str, typer.Argument(help="run folder or export bundle; with --rollback or --history: CONFIG or its run folders")
+    ],
+    into: Annotated[
+        str | None, typer.Option(help="whose champion a bundle of no run becomes", metavar="CONFIG")
+    ] = None,
+    rollback: Annotated[bool, typer.Option("--rollback", help="bring back the champion before this one")] = False,
+    history: Annotated[bool, typer.Option("--history", help="show every champion there was; changes nothing")] = False,
+    as_json: Json = False,
+) -> None:
+    """Choose the champion by hand, bring back the one before, or show what was in use when."""
+    from tlray.champion import history as all_champions
+    from tlray.champion import rollback as bring_back
+    from tlray.retrain.by_hand import DEFAULT_STORAGE, home_of, promote_by_hand
+    from tlray.retrain.history import history_table
+
+    if rollback + history + (into is not None) > 1:
+        raise InputError("give one of --rollback, --history and --into")
+    if history:
+        champions = all_champions(home_of(target, DEFAULT_STORAGE))
+    elif rollback:
+        champions = (bring_back(home_of(target, DEFAULT_STORAGE)),)
+    else:
+        champions = (promote_by_hand(target, into),)
+    if as_json:
+        print(json.dumps([champion.model_dump(mode="json") for champion in champions]))
+    elif history:
+        out.print(history_table(champions))
+    else:
+        print(f"champion {champions[-1].number}: {champions[-1].export}, {champions[-1].reason}")

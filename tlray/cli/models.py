@@ -1,0 +1,116 @@
+"""Commands about models: the catalogue's, and exported ones at work."""
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tlray.cli.common import Json, app, out, show
+from tlray.errors import InputError, TlrayError
+
+
+@app.command()
+def models(
+    pattern: Annotated[str, typer.Argument(help="part of an id, or a pattern such as 'timm/*vit*'")] = "",
+    max_params: Annotated[str | None, typer.Option(help="parameters, such as 10M", metavar="N")] = None,
+    max_size: Annotated[str | None, typer.Option(help="download, such as 30MB", metavar="SIZE")] = None,
+    max_gflops: Annotated[str | None, typer.Option(help="multiply-adds of one image, 10^9", metavar="N")] = None,
+    min_top1: Annotated[float | None, typer.Option(help="ImageNet-1k accuracy, percent", metavar="PERCENT")] = None,
+    family: Annotated[str | None, typer.Option(help="such as resnet, or 'regnet*'", metavar="NAME")] = None,
+    input: Annotated[int | None, typer.Option(help="input size, pixels", metavar="PIXELS")] = None,
+    licence: Annotated[str | None, typer.Option(help="such as apache-2.0", metavar="NAME")] = None,
+    trained_on: Annotated[str | None, typer.Option(help="such as in1k or in21k", metavar="NAME")] = None,
+    library: Annotated[str | None, typer.Option(help="such as timm", metavar="NAME")] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="only what has weights to download")] = False,
+    sort: Annotated[str | None, typer.Option(help="top1, top5, params, gflops, size, input, id", metavar="BY")] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="the other way round")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="show the first N", metavar="N")] = None,
+    as_json: Json = False,
+    plot: Annotated[str | None, typer.Option(help="draw accuracy over size: .png, .svg, .html", metavar="FILE")] = None,
+) -> None:
+    """List the catalogue's backbones with their published facts: filter, sort, draw."""
+    from tlray.catalogue.query import find
+
+    names = ("pattern", "max_params", "max_size", "max_gflops", "min_top1", "family", "input", "licence", "trained_on")
+    given = locals()
+    filters = {name: given[name] for name in (*names, "library", "pretrained")}
+    found = find(filters, sort=sort, reverse=reverse, limit=limit)
+    if plot is not None:
+        from tlray.report.models_plot import write_models_plot
+
+        write_models_plot(found, plot)
+        print(f"plot: {plot}", file=sys.stderr)
+    if as_json:
+        print(json.dumps([facts.to_dict() for facts in found]))
+        return
+    from tlray.report import models_table
+
+    out.print(models_table(found, out.width))
+
+
+@app.command()
+def predict(
+    export: Annotated[
+        str, typer.Argument(help="export bundle, run folder, champion.json, or a backbone id for its own labels")
+    ],
+    images: Annotated[list[str], typer.Argument(help="files, patterns, folders or s3:// locations")],
+    weights: Annotated[str, typer.Option(help="for a backbone id: pretrained, or a weights file")] = "pretrained",
+    output: Annotated[
+        str | None, typer.Option(help="for many images: write Parquet files here, on the cluster", metavar="FOLDER")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print JSON: an object a line; with --output a summary")
+    ] = False,
+) -> None:
+    """Print the class and its probability for each image, or write millions of them to --output."""
+    if output is not None:
+        _predict_many(export, images, weights, output, as_json)
+        return
+    from tlray.predict import predict as predict_images
+
+    num_bad = 0
+    for prediction in predict_images(export, images, weights=weights):
+        num_bad += prediction.error is not None
+        if as_json:
+            print(json.dumps(prediction.to_dict()))
+        elif prediction.error is not None:
+            out.print(f"{prediction.uri}\tunreadable: {prediction.error}", markup=False, highlight=False)
+        else:
+            out.print(
+                f"{prediction.uri}\t{prediction.label}\t{prediction.confidence:.4f}", markup=False, highlight=False
+            )
+    if num_bad:
+        raise TlrayError(f"{num_bad} images could not be read")
+
+
+def _predict_many(export: str, images: list[str], weights: str, output: str, as_json: bool) -> None:
+    from tlray.run import predict_many
+
+    if weights != "pretrained":
+        raise InputError(f"--weights {weights}: with --output the model is an export, which brings its own")
+    summary = predict_many(export, images, output, Console(stderr=True) if as_json else out)
+    if as_json:
+        print(json.dumps(vars(summary)))
+        return
+    print(
+        f"{summary.num_images} images, {summary.num_bad} unreadable, in {summary.num_parts} parts, of which "
+        f"{summary.parts_computed} computed now ({summary.images_per_second:.0f} images/s) and "
+        f"{summary.parts_removed} outdated ones removed"
+    )
+    print(f"predictions: {summary.output}")
+
+
+@app.command()
+def evaluate(
+    export: Annotated[str, typer.Argument(help="export bundle or run folder")],
+    data: Annotated[str, typer.Argument(help="folder with one sub-folder of images per class, local or s3://")],
+    as_json: Json = False,
+) -> None:
+    """Score an exported model on labelled images."""
+    from tlray.predict import evaluate as evaluate_export
+    from tlray.report.tables import evaluation_table
+
+    evaluation = evaluate_export(export, data)
+    show(evaluation, evaluation_table(evaluation), as_json)

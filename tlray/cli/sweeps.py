@@ -1,0 +1,124 @@
+"""Commands that plan, make and go on with runs."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tlray.cli.common import (
+    ConfigArgument,
+    DryRun,
+    Json,
+    Overrides,
+    RunArgument,
+    app,
+    load_config,
+    out,
+    print_run,
+    show,
+)
+
+
+@app.command()
+def demo(
+    storage: Annotated[str, typer.Option(help="where the demo's images, weights and run are kept")] = "~/tlray-runs",
+) -> None:
+    """A whole run in a few minutes with nothing but this machine: images, transfer, proof, export, prediction."""
+    from tlray.demo import demo_config, run_demo
+    from tlray.prepare import new_run_uri
+
+    config = demo_config(storage)
+    run_uri = new_run_uri(config)
+    print_run(run_uri)
+    run_demo(config, run_uri, out)
+    print_run(run_uri)
+
+
+@app.command()
+def run(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Train every trial of CONFIG in parallel, rank them beside the baseline and export the best."""
+    from tlray.prepare import new_run_uri
+    from tlray.run import run as run_all
+
+    loaded = load_config(config, overrides)
+    if dry_run:
+        from tlray.dry_run import dry_run_of_plan
+        from tlray.planning import plan_run
+
+        out.print(dry_run_of_plan(plan_run(loaded).plan))
+        return
+    run_uri = new_run_uri(loaded)
+    print_run(run_uri)
+    run_all(loaded, run_uri, out)
+    print_run(run_uri)
+
+
+@app.command()
+def resume(run_uri: RunArgument, dry_run: DryRun = False) -> None:
+    """Go on with an interrupted run; what is finished is not done again."""
+    from tlray import storage
+    from tlray.run import resume as resume_run
+
+    run_uri = storage.absolute(run_uri)
+    if dry_run:
+        from tlray.dry_run import dry_run_of_resume
+        from tlray.prepare import load_run
+
+        out.print(dry_run_of_resume(load_run(run_uri)))
+        return
+    print_run(run_uri)
+    resume_run(run_uri, out)
+    print_run(run_uri)
+
+
+@app.command()
+def plan(config: ConfigArgument, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Check CONFIG, the images and the weights, and show every trial that a run would start. Trains nothing."""
+    from tlray.plan import plan_tables
+    from tlray.planning import plan_run
+
+    planned = plan_run(load_config(config, overrides)).plan
+    show(planned, plan_tables(planned), as_json)
+
+
+@app.command()
+def rank(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRun = False, as_json: Json = False) -> None:
+    """Score the backbones of CONFIG on some training images: which are worth a sweep? Trains nothing."""
+    from tlray.prepare import new_run_uri
+    from tlray.ranking.tables import ranking_table
+    from tlray.run import rank as rank_all
+
+    loaded = load_config(config, overrides)
+    if dry_run:
+        from tlray.dry_run import dry_run_of_features
+        from tlray.planning import plan_ranking
+
+        out.print(dry_run_of_features(plan_ranking(loaded)[0].plan))
+        return
+    run_uri = new_run_uri(loaded)
+    if as_json:
+        show(rank_all(loaded, run_uri, Console(stderr=True)), None, as_json)
+        return
+    print_run(run_uri)
+    out.print(ranking_table(rank_all(loaded, run_uri, out)))
+    print_run(run_uri)
+
+
+@app.command()
+def features(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Compute what each backbone of CONFIG makes of every image, once, and write it as Parquet for other tools."""
+    from tlray.prepare import new_run_uri
+    from tlray.run import features as write_features
+
+    loaded = load_config(config, overrides)
+    if dry_run:
+        from tlray.dry_run import dry_run_of_features
+        from tlray.planning import plan_features
+
+        out.print(dry_run_of_features(plan_features(loaded).plan))
+        return
+    run_uri = new_run_uri(loaded)
+    print_run(run_uri)
+    for uri in write_features(loaded, run_uri, out):
+        print(uri)
+    print_run(run_uri)

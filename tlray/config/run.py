@@ -1,0 +1,101 @@
+"""The whole configuration of a run.
+
+`training` holds one value for every hyper-parameter; `search_space` says which of them are searched.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from tlray.config.data import ActivationsConfig, DataConfig
+from tlray.config.query import LIST_FORM, QUERY_FORM, BackboneQuery
+from tlray.config.retrain import RetrainConfig, WarmStart
+from tlray.config.section import Section
+from tlray.config.sweep import BudgetConfig, ClusterConfig, PricesConfig, SweepConfig
+from tlray.config.training import (
+    BackboneConfig,
+    BackboneList,
+    BaselineConfig,
+    Recipe,
+    Space,
+    StrategyConfig,
+    check_recipe_values,
+    check_space,
+)
+
+LIST = "[list]"  # in the place of an error; never shown
+Strategies = Annotated[
+    tuple[Annotated[StrategyConfig, BeforeValidator(lambda v: {"strategy": v} if isinstance(v, str) else v)], ...],
+    Field(min_length=1),
+    Tag(LIST),
+]
+Auto = Annotated[Literal["auto"], Tag("[auto]")]
+
+
+class RankingConfig(Section):
+    """Which backbones go on to the sweep, by scores of their features of some training images."""
+
+    shortlist: int | None = Field(None, ge=1, description="how many go on to the sweep; by default all, unranked")
+    images: int = Field(1000, ge=4, description="training images that backbones are ranked on, of all classes alike")
+    score: Literal["linear_probe", "knn", "logme", "h_score", "nleep", "mean_rank"] = Field(
+        "linear_probe", description="which score decides; mean_rank: the mean place over all of them"
+    )
+
+
+class ExportConfig(Section):
+    top_k: int = Field(1, ge=0)
+
+
+class RunConfig(Section):
+    """Everything a run needs; `tlray run` writes it, resolved, to the run folder's config.yaml."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    storage: str = Field("~/tlray-runs", description="local path or s3:// prefix under which run folders are made")
+    seed: int = Field(0, ge=0)
+    data: DataConfig
+    backbones: Annotated[
+        Annotated[BackboneList, Tag(LIST_FORM)] | Annotated[BackboneQuery, Tag(QUERY_FORM)],
+        Discriminator(lambda given: QUERY_FORM if isinstance(given, dict | BackboneQuery) else LIST_FORM),
+    ] = Field(description="ids, or a query that the catalogue answers")
+    accept_licences: tuple[str, ...] = Field((), description="licences that bind whoever uses the weights: agpl-3.0")
+    strategies: Annotated[Strategies | Auto, Discriminator(lambda v: "[auto]" if isinstance(v, str) else LIST)] = Field(
+        (StrategyConfig(strategy="linear_probe"), StrategyConfig(strategy="full")),
+        description="a list, or auto: chosen by what the images are like, see tlray/advice.py",
+    )
+    training: Recipe = Recipe()
+    search_space: dict[str, Space] = Field(default_factory=dict, description="recipe keys to search")
+    known_recipe: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="each backbone's first trial is the usual recipe of its strategy; auto: where values are drawn",
+    )
+    baseline: BaselineConfig = BaselineConfig()
+    activations: ActivationsConfig = ActivationsConfig()
+    ranking: RankingConfig = RankingConfig()
+    sweep: SweepConfig = SweepConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    export: ExportConfig = ExportConfig()
+    budget: BudgetConfig = BudgetConfig()
+    prices: PricesConfig | None = None
+    warm_start: WarmStart | None = Field(None, description="a trial before all others; `tlray retrain` writes it")
+    retrain: RetrainConfig = RetrainConfig()
+
+    @model_validator(mode="after")
+    def a_cost_needs_prices(self) -> "RunConfig":
+        if self.budget.cost is not None and (self.prices is None or self.prices.cost_of(3600) == 0):
+            raise ValueError("budget.cost needs prices.per_hour, what an instance costs an hour")
+        return self
+
+    @property
+    def chosen_backbones(self) -> tuple[BackboneConfig, ...]:
+        """The backbones, after `catalogue.select.select_backbones` has answered a query."""
+        assert isinstance(self.backbones, tuple), "backbones is still a query"
+        return self.backbones
+
+    @model_validator(mode="after")
+    def recipes_are_valid(self) -> "RunConfig":
+        check_recipe_values("baseline.training", self.baseline.training)
+        check_space("search_space", self.search_space)
+        for i, strategy in enumerate(self.strategies if self.strategies != "auto" else ()):
+            check_recipe_values(f"strategies.{i}.training", strategy.training)
+            check_space(f"strategies.{i}.search_space", strategy.search_space)
+        return self

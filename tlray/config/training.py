@@ -1,0 +1,160 @@
+"""What trains and how: the recipe, what of it is searched, backbones, strategies, the baseline."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from tlray.config.section import Section
+from tlray.errors import ConfigError, plain_reason, unknown_key
+
+StrategyName = Literal["linear_probe", "partial", "gradual", "full", "scratch"]
+STRATEGY_ALIASES = {"feature_extractor": "linear_probe"}
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Recipe(Section):
+    """How one trial trains. Rates are for the head; blocks further from it may get less (`layer_decay`)."""
+
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(32, ge=1, description="images per step, over all workers of the trial")
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    lr: float = Field(0.001, gt=0, description="learning rate of the head (times head_lr_mult)")
+    head_lr_mult: float = Field(1.0, gt=0)
+    layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the rate for each block away from the head")
+    weight_decay: float = Field(0.0001, ge=0, description="not applied to biases and normalisation")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD only")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: float = Field(0.0, ge=0)
+    label_smoothing: Fraction = 0.0
+    gradient_clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 does not clip")
+    patience: int = Field(0, ge=0, description="epochs without a better val accuracy before a stop; 0 never stops")
+    augmentation: Literal["none", "light", "standard"] = Field(
+        "standard", description="none: evaluation transform; light: flip and shift; standard: random crop and flip"
+    )
+    views: int = Field(
+        4,
+        ge=0,
+        description="draws of each image whose frozen activations are kept: the evaluation transform and views - 1 "
+        "augmented ones; epoch e trains on draw e mod views. 0 augments anew, and recomputes, in every epoch",
+    )
+    freeze_bn: bool = Field(True, description="BatchNorm of frozen blocks: evaluation mode, statistics untouched")
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    checkpoint_steps: int = Field(1000, ge=1, description="batches between checkpoints inside a long epoch")
+
+
+class Space(Section):
+    """Values that a hyper-parameter is searched over; exactly one of the four, with Ray Tune's meaning."""
+
+    grid: tuple[Any, ...] | None = Field(None, description="every value is tried")
+    choice: tuple[Any, ...] | None = Field(None, description="one value drawn per sample")
+    uniform: tuple[float, float] | None = None
+    loguniform: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def one_kind(self) -> "Space":
+        given = [kind for kind in type(self).model_fields if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of grid, choice, uniform, loguniform")
+        for values in (self.grid, self.choice):
+            if values is not None and not values:
+                raise ValueError("the list of values is empty")
+        for bounds in (self.uniform, self.loguniform):
+            if bounds is not None and bounds[0] >= bounds[1]:
+                raise ValueError(f"the lower bound {bounds[0]} is not below the upper bound {bounds[1]}")
+        if self.loguniform is not None and self.loguniform[0] <= 0:
+            raise ValueError("loguniform needs a lower bound above 0")
+        return self
+
+
+class BackboneConfig(Section):
+    """A classification model of torchvision or timm and where its weights come from."""
+
+    id: str = Field(description="torchvision/resnet50, timm/resnet50.a1_in1k, or a bare name known to one of them")
+    weights: str = Field("pretrained", description="pretrained, none, or the path or URI of a .safetensors or .pth")
+    input_size: int | None = Field(None, ge=16, description="pixels; by default what the weights were trained with")
+    options: dict[str, Any] = Field(default_factory=dict, description="arguments of the library's constructor")
+
+
+BackboneList = Annotated[
+    tuple[Annotated[BackboneConfig, BeforeValidator(lambda v: {"id": v} if isinstance(v, str) else v)], ...],
+    Field(min_length=1),
+]
+
+
+class StrategyConfig(Section):
+    """Which blocks train, and what this strategy changes in the recipe."""
+
+    strategy: Annotated[StrategyName, BeforeValidator(lambda name: STRATEGY_ALIASES.get(name, name))]
+    trainable_blocks: int | None = Field(None, ge=0, description="partial: blocks that train, counted from the head")
+    frozen_fraction: float | None = Field(None, ge=0, le=1, description="partial: share of the blocks that is frozen")
+    unfreeze: dict[int, int | Literal["all"]] | None = Field(
+        None, description="gradual: {epoch: trainable blocks from that epoch on}; by default half, then all"
+    )
+    training: dict[str, Any] = Field(default_factory=dict, description="recipe values for this strategy only")
+    search_space: dict[str, Space] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def arguments_fit_the_strategy(self) -> "StrategyConfig":
+        partial = [key for key in ("trainable_blocks", "frozen_fraction") if getattr(self, key) is not None]
+        if self.strategy == "partial" and len(partial) != 1:
+            raise ValueError("partial needs exactly one of trainable_blocks, frozen_fraction")
+        if self.strategy != "partial" and partial:
+            raise ValueError(f"{partial[0]} belongs to partial, not to {self.strategy}")
+        if self.strategy != "gradual" and self.unfreeze is not None:
+            raise ValueError(f"unfreeze belongs to gradual, not to {self.strategy}")
+        return self
+
+    @property
+    def label(self) -> str:
+        """The strategy with its argument, as results and plots show it: `partial(2)`, `full`."""
+        argument = self.trainable_blocks if self.trainable_blocks is not None else self.frozen_fraction
+        return self.strategy if argument is None else f"{self.strategy}({argument:g})"
+
+
+class BaselineConfig(Section):
+    """The small model trained from random weights that every gain is measured against."""
+
+    backbone: BackboneConfig = BackboneConfig(id="timm/resnet10t", weights="none")
+    training: dict[str, Any] = Field(default_factory=dict, description="recipe values for the baseline only")
+
+    @model_validator(mode="after")
+    def from_scratch(self) -> "BaselineConfig":
+        if self.backbone.weights != "none":
+            raise ValueError("the baseline trains from random weights: its backbone needs weights: none")
+        return self
+
+
+class TrialConfig(Section):
+    """One point of the search: everything that a trial depends on beside the images."""
+
+    trial_id: str
+    backbone: BackboneConfig
+    strategy: StrategyConfig
+    recipe: Recipe
+    seed: int
+    is_baseline: bool = False
+
+
+def recipe_value(where: str, key: str, value: Any) -> Any:
+    """`value` as the recipe's type for `key`; a ConfigError that names `where.key` if it has no such key or value."""
+    if key not in Recipe.model_fields:
+        raise ConfigError(f"{where}.{key}: {unknown_key(key, list(Recipe.model_fields))}")
+    try:
+        return getattr(Recipe.model_validate({key: value}), key)
+    except ValidationError as error:
+        raise ConfigError(f"{where}.{key}: {plain_reason(error.errors()[0])}") from None
+
+
+def check_recipe_values(where: str, values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        recipe_value(where, key, value)
+
+
+def check_space(where: str, space: dict[str, Space]) -> None:
+    for key, dimension in space.items():
+        candidates = dimension.grid or dimension.choice or dimension.uniform or dimension.loguniform or ()
+        for value in candidates:
+            recipe_value(where, key, value)
+        is_range = dimension.uniform is not None or dimension.loguniform is not None
+        if is_range and Recipe.model_fields[key].annotation is not float:
+            raise ConfigError(f"{where}.{key}: a range draws fractions, which {key} cannot take; use grid or choice")

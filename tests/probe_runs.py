@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from tlray.backbone import Backbone
 from tlray.config import BackboneConfig, DataConfig, Recipe, StrategyConfig, TrialConfig
-from tlray.data.loader import Batch, Streams, load_draws
+from tlray.data.batch import Batch, Streams
+from tlray.data.loader import load_draws
 from tlray.data.manifest import Manifest
 from tlray.data.order import evaluation_steps, train_steps
 from tlray.data.transforms import normalise

@@ -15,7 +15,9 @@ import numpy as np
 from benchmarks.programs.ingest_pass import BATCH, NUM_WORKERS, SIZE, measure, read_work
 from tlray.catalogue import Preprocessing
 from tlray.config import DataConfig
-from tlray.data.loader import KeptPixels, Streams, make_streams
+from tlray.data.batch import Streams
+from tlray.data.kept import KeptPixels
+from tlray.data.loader import make_streams
 from tlray.data.manifest import load_manifest
 from tlray.data.read import image_reader
 

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from tlray.catalogue import Preprocessing
 from tlray.config import RunConfig
-from tlray.data.loader import Batch, Streams, make_streams
+from tlray.data.batch import Batch, Streams
+from tlray.data.loader import make_streams
 from tlray.distributed.cluster import cluster_summary
 from tlray.distributed.resources import trial_resources
 from tlray.distributed.stream import ray_streams

@@ -19,8 +19,9 @@ from PIL import Image
 from tlray import storage
 from tlray.catalogue import Preprocessing
 from tlray.config import DataConfig
+from tlray.data.batch import Batch, Streams
 from tlray.data.cache import PROCESS_CACHE, ImageCache
-from tlray.data.loader import Batch, Streams, make_streams
+from tlray.data.loader import make_streams
 from tlray.data.manifest import Manifest, make_manifest
 from tlray.data.parallel import ordered_map
 from tlray.data.transforms import eval_transform

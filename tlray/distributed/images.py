@@ -4,7 +4,7 @@ import dataclasses
 
 from tlray.catalogue import Preprocessing
 from tlray.config import Recipe
-from tlray.data.loader import Streams
+from tlray.data.batch import Streams
 from tlray.distributed.stream import ray_streams
 from tlray.prepare import load_run_config
 from tlray.training.run_images import run_images

@@ -18,7 +18,8 @@ import ray.data
 import torch
 
 from tlray.catalogue import Preprocessing
-from tlray.data.loader import Batch, Streams, load_rows
+from tlray.data.batch import Batch, Streams
+from tlray.data.loader import load_rows
 from tlray.data.order import evaluation_steps, train_steps
 from tlray.data.read import image_reader
 from tlray.data.windows import windows_of

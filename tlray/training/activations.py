@@ -15,8 +15,8 @@ from tlray.activations.keys import ActivationKey
 from tlray.activations.planned import ActivationSource
 from tlray.activations.store import ActivationReader, ActivationStore
 from tlray.config import TrialConfig
+from tlray.data.batch import Batch, Streams
 from tlray.data.images import Images
-from tlray.data.loader import Batch, Streams
 from tlray.data.manifest import Manifest
 from tlray.data.order import Windows, evaluation_steps, train_steps
 from tlray.training.worker import Worker

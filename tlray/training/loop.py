@@ -19,7 +19,7 @@ from torch import nn
 
 from tlray.backbone import Backbone
 from tlray.config import Recipe, TrialConfig
-from tlray.data.loader import Batch, Streams
+from tlray.data.batch import Batch, Streams
 from tlray.data.transforms import normalise
 from tlray.errors import TrialError
 from tlray.freeze import blocks_by_epoch, freeze, hash_tensors, parameter_groups, train_mode, trainable_state

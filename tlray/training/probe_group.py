@@ -16,7 +16,7 @@ import torch
 
 from tlray.backbone import Backbone, build_backbone
 from tlray.config import TrialConfig
-from tlray.data.loader import Streams
+from tlray.data.batch import Streams
 from tlray.errors import TlrayError
 from tlray.freeze import freeze, hash_tensors
 from tlray.results import TrialResult, read_trial_result, write_trial_result

@@ -15,7 +15,7 @@ import torch
 
 from tlray.backbone import Backbone
 from tlray.config import TrialConfig
-from tlray.data.loader import Streams
+from tlray.data.batch import Streams
 from tlray.freeze import train_mode
 from tlray.training.epoch import EpochMetrics
 from tlray.training.loop import divergence, epoch_seed, model_inputs, peak_memory

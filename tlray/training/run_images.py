@@ -11,7 +11,7 @@ from tlray.activations.location import open_store
 from tlray.activations.planned import source_of
 from tlray.backbone import Backbone
 from tlray.config import TrialConfig
-from tlray.data.loader import Streams
+from tlray.data.batch import Streams
 from tlray.data.windows import windows_of
 from tlray.prepare import load_run
 from tlray.training.activations import activation_streams

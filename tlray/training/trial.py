@@ -19,7 +19,9 @@ from tlray import storage
 from tlray.backbone import Backbone, build_backbone
 from tlray.catalogue import Preprocessing
 from tlray.config import DataConfig, Recipe, TrialConfig
-from tlray.data.loader import GB, KeptPixels, Streams, make_streams
+from tlray.data.batch import Streams
+from tlray.data.kept import KeptPixels
+from tlray.data.loader import GB, make_streams
 from tlray.data.manifest import Manifest
 from tlray.data.read import image_reader
 from tlray.data.windows import windows_of

@@ -193,13 +193,14 @@ def work_of(run: Path, plan: Plan) -> float:
 
 
 def frozen_seconds(plan: Plan, trial_ids: set[str] | None) -> float:
-    """What the frozen work of these (all) trials took, by the seconds an image that was measured; all cuts at once."""
+    """What one core would take for the frozen work of these (all) trials, as measured; all cuts at once."""
+    assert plan.estimate is not None
     deepest: dict[str, float] = {}
     for source in plan.activations:
         if trial_ids is None or not trial_ids.isdisjoint(source.trials):
             seconds = (source.num_draws - source.num_stored) * (source.decode_seconds + source.prefix_seconds)
             deepest[source.backbone.id] = max(seconds, deepest.get(source.backbone.id, 0.0))
-    return sum(deepest.values())
+    return sum(deepest.values()) * plan.estimate.machines.pass_threads
 
 
 def unavoidable_seconds(plan: Plan) -> float:
@@ -217,10 +218,10 @@ def accuracy(row: LeaderboardRow) -> float:
 
 def curve_of(run: Path, row: LeaderboardRow, plan: Plan) -> Curve:
     history = [json.loads(line) for line in (run / "trials" / row.trial_id / "history.jsonl").read_text().splitlines()]
-    own = 0.0
+    own, threads = 0.0, plan.estimate.machines.pass_threads if plan.estimate is not None else 1
     for source in plan.activations:
         if row.trial_id in source.trials:
-            own = max(own, source.num_draws * (source.decode_seconds + source.prefix_seconds))
+            own = max(own, source.num_draws * (source.decode_seconds + source.prefix_seconds) * threads)
     return Curve(
         val=tuple(epoch["val_accuracy"] for epoch in history),
         test=accuracy(row),

@@ -22,7 +22,6 @@ speed-up.
 
 import argparse
 import json
-import os
 import random
 import subprocess
 import sys
@@ -39,6 +38,7 @@ from benchmarks.scale_events import Cluster, Job, Result, Stage, simulate
 from benchmarks.side_by_side import measure_capacity
 from tlray.budget.costs import CHECKPOINT_SECONDS
 from tlray.budget.estimate import EXPORT_SECONDS, PROBE_SHARE, REPORT_SECONDS, TUNE_SECONDS, group_seconds
+from tlray.budget.machines import USUAL_PROCESS
 from tlray.plan import Plan, load_plan
 
 SHARED = shared_folder()
@@ -93,7 +93,7 @@ def check(folder: Path, capacity: Sequence[float]) -> dict[str, float]:
             run = real_run(folder, materialise, workers)
             plan = load_plan(str(run))
             real = (run / "DONE").stat().st_mtime - (run / "config.yaml").stat().st_mtime
-            result = simulate(stages_of(plan, workers), Cluster(workers, capacity=capacity.__getitem__))
+            result = simulate(stages_of(plan), Cluster(workers, capacity=capacity.__getitem__))
             simulated = result.seconds
             errors[f"{words}/{workers}"] = error = round(100 * (simulated / real - 1), 1)
             print(f"{words:<14} {workers:7} {simulated:12.1f} {real:8.1f} {error:6.1f}%", flush=True)
@@ -130,15 +130,14 @@ def small_config(storage: Path, materialise: str) -> dict[str, Any]:
     }
 
 
-def stages_of(plan: Plan, workers: int) -> list[Stage]:
-    """The stages of a planned run on one machine. Its activation pass is one process with as many threads as CPUs."""
+def stages_of(plan: Plan) -> list[Stage]:
+    """The stages of a planned run on one machine. Its activation pass is one process, measured with its threads."""
     estimate = plan.estimate
     assert estimate is not None
     seconds = {stage.name: stage.seconds for stage in estimate.stages}
     grouped = group_seconds([cost for cost in estimate.costs if cost.group is not None])
-    threads = min(workers, os.cpu_count() or 1)
     frozen = seconds.get("frozen work", 0.0)
-    stages = [Stage("frozen work", [Job((frozen / threads,))] * threads, 0.0)] if frozen else []
+    stages = [Stage("frozen work", [Job((frozen,))], 0.0)] if frozen else []
     stages += [Stage("linear probes", [Job(tuple(grouped.values()))], 0.0)] if grouped else []
     trials = [Job((cost.seconds,)) for cost in estimate.costs if cost.group is None]
     stages.append(Stage("Ray Tune", [Job((TUNE_SECONDS,))], 0.0))
@@ -171,6 +170,7 @@ def planned(folder: Path) -> Plan:
 
 def measured_costs(plan: Plan) -> list[Costs]:
     assert plan.estimate is not None
+    threads = plan.estimate.machines.pass_threads
     seconds = {cost.trial_id: cost.seconds for cost in plan.estimate.costs}
     kinds = {trial.trial_id: trial for trial in plan.trials}
 
@@ -187,9 +187,9 @@ def measured_costs(plan: Plan) -> list[Costs]:
         costs.append(
             Costs(
                 backbone=backbone,
-                decode=partial.decode_seconds,
-                prefix=partial.prefix_seconds,
-                whole=whole.prefix_seconds,
+                decode=partial.decode_seconds * threads,
+                prefix=partial.prefix_seconds * threads,
+                whole=whole.prefix_seconds * threads,
                 suffix=an_image(partial.trials[0]),
                 probe=an_image(whole.trials[0]),
                 bytes_at_cut=partial.bytes_per_image,
@@ -222,7 +222,6 @@ def _hours(result: Result, width: int = 14) -> str:
     return f"{result.seconds / 3600:{width}.2f} {result.node_seconds / 3600:11.1f}"
 
 
-PROCESS_SECONDS = 10.0  # until a process has imported torch: tlray.speed.steps.USUAL_PROCESS
 READ_BYTES_PER_SECOND = 1e9  # of activations from a node's disk
 
 
@@ -243,10 +242,10 @@ def shared_stages(costs: list[Costs], gpu_speed: float, cores: float) -> list[St
         for cost in costs
     ]
     return [
-        Stage("frozen work", chunks, PROCESS_SECONDS),
+        Stage("frozen work", chunks, USUAL_PROCESS),
         Stage("linear probes", probes, 0.0),
         Stage("Ray Tune", [Job((TUNE_SECONDS,))], 0.0),
-        Stage("trials", partial, PROCESS_SECONDS),
+        Stage("trials", partial, USUAL_PROCESS),
         Stage("exports and report", [Job((EXPORT_SECONDS + REPORT_SECONDS,))], 0.0),
     ]
 
@@ -261,7 +260,7 @@ def alone_stages(costs: list[Costs], gpu_speed: float, cores: float) -> list[Sta
             trials += [asha.job(IMAGES * max(cost.decode / cores, step / gpu_speed)) for step in steps]
     return [
         Stage("Ray Tune", [Job((TUNE_SECONDS,))], 0.0),
-        Stage("trials", trials, PROCESS_SECONDS),
+        Stage("trials", trials, USUAL_PROCESS),
         Stage("exports and report", [Job((EXPORT_SECONDS + REPORT_SECONDS,))], 0.0),
     ]
 

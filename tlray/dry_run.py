@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tlray.budget.estimate import frozen_seconds, sweep_seconds
+from tlray.budget.machines import Machines
 from tlray.plan import Plan, activation_table, in_words, plan_tables
 from tlray.prepare import Run
 from tlray.results import load_results
@@ -21,7 +22,8 @@ def dry_run_of_plan(plan: Plan) -> Group:
 
 def dry_run_of_features(plan: Plan) -> Group:
     """What goes through each frozen prefix, and how long that is expected to take; these commands train nothing."""
-    frozen = frozen_seconds(source for source in plan.activations if source.materialise)
+    machines = plan.estimate.machines if plan.estimate is not None else Machines(concurrent_trials=1)
+    frozen = frozen_seconds((source for source in plan.activations if source.materialise), machines)
     line = f"expected: {in_words(frozen)} of frozen work"
     return Group(activation_table(plan), Text(line), Text(NOTHING_STARTED))
 

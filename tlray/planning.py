@@ -18,7 +18,8 @@ from tlray.activations.planned import ActivationSource
 from tlray.advice import advise, facts_of
 from tlray.backbone import Backbone, build_backbone
 from tlray.budget.choice import beyond_budget
-from tlray.budget.estimate import Machines, estimate_run
+from tlray.budget.estimate import estimate_run
+from tlray.budget.machines import Machines
 from tlray.catalogue import resolve_id
 from tlray.catalogue.acceptance import check_licences
 from tlray.catalogue.select import select_backbones
@@ -113,7 +114,7 @@ def make_plan(config: RunConfig, manifest: Manifest, trials: Sequence[TrialConfi
         )
         same = [trial for trial in trials if trial.backbone.model_dump_json() == config_key]
         planned |= {trial.trial_id: _planned(config, trial, backbone, num_images) for trial in same}
-        sources = plan_sources(config, manifest, backbone, same, store, speed)
+        sources = plan_sources(config, manifest, backbone, same, store, speed, num_threads=machines.pass_threads)
         timed |= time_trials(config, manifest, backbone, same, sources)  # last: it trains the model
         found += sources
     sources = within(found, measure_room(config, store))

@@ -7,7 +7,6 @@ import pytest
 
 from tlray.activations.planned import ActivationSource
 from tlray.budget.estimate import (
-    Machines,
     TrialCost,
     conclusion_seconds,
     estimate_run,
@@ -16,6 +15,7 @@ from tlray.budget.estimate import (
     start_seconds,
     sweep_seconds,
 )
+from tlray.budget.machines import Machines, cpus_of_a_pass_task
 from tlray.config import BackboneConfig, ExportConfig, PricesConfig, SweepConfig
 
 MACHINES = Machines(concurrent_trials=2, process_seconds=10)
@@ -92,6 +92,28 @@ def test_cuts_of_one_backbone_cost_one_forward_and_what_is_stored_nothing() -> N
     stored = source("x", 9, ("a",), num_stored=100)
     assert sweep_seconds(costs, [stored], MACHINES) == 0
     assert sweep_seconds(costs[1:], [deep], MACHINES) == 0, "nobody reads it"
+
+
+def test_frozen_work_is_shared_among_pass_tasks_and_a_gpu_computes_while_images_are_decoded() -> None:
+    costs, kept = [cost("a", 0, "g"), cost("b", 0, "h")], [source("x", 9, ("a", "b"))]
+    one = Machines(concurrent_trials=1)
+    assert sweep_seconds(costs, kept, one) == pytest.approx(100 * (0.01 + 0.02))
+    assert sweep_seconds(costs, kept, one.model_copy(update={"pass_tasks": 4})) == pytest.approx(100 * 0.03 / 4)
+    assert sweep_seconds(costs, kept, one.model_copy(update={"on_gpus": True})) == pytest.approx(100 * 0.02)
+
+
+def test_groups_of_probes_train_at_once_on_as_many_pass_tasks() -> None:
+    costs = [cost("a", 6, "g"), cost("b", 4, "h"), cost("c", 3, "i")]
+    assert sweep_seconds(costs, (), Machines(concurrent_trials=1)) == pytest.approx(13)
+    assert sweep_seconds(costs, (), Machines(concurrent_trials=1, pass_tasks=2)) == pytest.approx(7)
+
+
+def test_a_pass_task_takes_a_gpus_share_of_the_cpus_or_a_few_cpus() -> None:
+    assert cpus_of_a_pass_task([(8, 1), (96, 8)], on_gpus=True) == 8
+    assert cpus_of_a_pass_task([(96, 2)], on_gpus=True) == 16
+    assert cpus_of_a_pass_task([(64, 0)], on_gpus=False) == 4
+    assert cpus_of_a_pass_task([(2, 0), (64, 0)], on_gpus=False) == 2
+    assert cpus_of_a_pass_task([(0.5, 0)], on_gpus=False) == 1
 
 
 def test_a_run_is_priced_by_all_its_instances_and_without_what_is_dropped() -> None:

@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "weights": {"storage", "catalogue", "config"},
     "backbone": {"config", "catalogue", "libraries", "blocks", "storage", "weights"},
     "freeze": {"config", "backbone"},
+    "threads": set(),
     "liveness": {"blocks"},
     "split": {"blocks", "backbone", "liveness"},
     "fold": {"split"},
@@ -41,7 +42,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"config", "storage", "stores", "catalogue"},
     "demo_data": {"config", "storage", "data", "backbone", "training"},
     # frozen work
-    "activations": {"config", "storage", "stores", "catalogue", "backbone", "freeze", "split", "fold", "data"},
+    "activations": {
+        "config",
+        "storage",
+        "stores",
+        "catalogue",
+        "backbone",
+        "freeze",
+        "split",
+        "fold",
+        "data",
+        "threads",
+    },
     # what is decided before a run
     "budget": {"config", "storage", "activations"},
     "plan": {"config", "storage", "data", "activations", "budget"},
@@ -62,7 +74,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "results",
     },
     "footprint": {"config", "backbone", "freeze", "training"},
-    "speed": {"config", "backbone", "freeze", "split", "data", "activations", "budget", "training"},
+    "speed": {"config", "backbone", "freeze", "split", "data", "activations", "budget", "training", "threads"},
     # what is decided before a sweep
     "ranking": {
         "config",

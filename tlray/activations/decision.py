@@ -1,6 +1,6 @@
 """Materialise what a frozen prefix computes, or compute it again whenever it is read? Decided from measured numbers.
 
-    sources = plan_sources(config, manifest, backbone, trials, store)
+    sources = plan_sources(config, manifest, backbone, trials, store, speed, num_threads=2)
 
 For each cut of a backbone, with an image's draw as the unit and D draws, R reads, b bytes:
 
@@ -34,8 +34,10 @@ from tlray.data.transforms import normalise
 from tlray.fold import folded
 from tlray.freeze import blocks_by_epoch, frozen_keys, hash_tensors
 from tlray.split import SPLIT_VERSION, Cut, SplitError, find_cut, frozen_prefix
+from tlray.threads import torch_threads
 
 NUM_MEASURED = 8  # images
+DECODED_BY_A_THREAD = 4
 NUM_WARM = 2
 NUM_PASSES = 5
 LONG_PASS = 1.0  # seconds of all of them; one that takes this long is enough
@@ -65,18 +67,24 @@ def plan_sources(
     trials: Sequence[TrialConfig],
     store: ActivationStore,
     speed: Speed,
+    *,
+    num_threads: int,
 ) -> list[ActivationSource]:
-    """A source for each cut that `trials`, all of this backbone, hold frozen for an epoch or more."""
+    """A source for each cut that `trials`, all of this backbone, hold frozen for an epoch or more.
+
+    `num_threads`: of a task of the activation pass, with which decoding and prefixes are measured.
+    """
     demands = _demands(manifest, backbone, trials)
     if not demands:
         return []
-    decode_seconds, images = _measure_decode(manifest, backbone, config.data)
+    decode_seconds, images = _measure_decode(manifest, backbone, config.data, num_threads)
     prefix_seconds: dict[int, float] = {}
     sources = []
     for demand, readers in sorted(demands.items(), key=lambda item: -item[0].num_frozen):
         cut, problem = _cut_or_reason(backbone, demand)
         if cut is not None and demand.num_frozen not in prefix_seconds:
-            prefix_seconds[demand.num_frozen] = _measure_prefix(backbone, cut, images, config)
+            with torch_threads(num_threads):
+                prefix_seconds[demand.num_frozen] = _measure_prefix(backbone, cut, images, config)
         sources.append(
             _decide(
                 config,
@@ -243,12 +251,15 @@ def _keys(config: RunConfig, backbone: Backbone, demand: _Demand, trial: TrialCo
     ]
 
 
-def _measure_decode(manifest: Manifest, backbone: Backbone, data: DataConfig) -> tuple[float, list[torch.Tensor]]:
-    """Seconds to read, decode and transform an image, and some images made ready (3, H, W) uint8."""
-    some, read = list(manifest.split("train")[:NUM_MEASURED]), image_reader(data)
+def _measure_decode(
+    manifest: Manifest, backbone: Backbone, data: DataConfig, num_threads: int
+) -> tuple[float, list[torch.Tensor]]:
+    """Seconds to read, decode and transform an image, and NUM_MEASURED images made ready (3, H, W) uint8."""
+    read = image_reader(data)
+    some = list(manifest.split("train")[: max(NUM_MEASURED, DECODED_BY_A_THREAD * num_threads)])
     started = time.perf_counter()
-    images = list(load_draws(some, backbone.preprocessing, "none", 0, num_threads=1, read=read))
-    return (time.perf_counter() - started) / len(some), images
+    images = list(load_draws(some, backbone.preprocessing, "none", 0, num_threads=num_threads, read=read))
+    return (time.perf_counter() - started) / len(some), images[:NUM_MEASURED]
 
 
 def _measure_prefix(backbone: Backbone, cut: Cut, images: list[torch.Tensor], config: RunConfig) -> float:

@@ -29,8 +29,8 @@ class ActivationSource(BaseModel):
     num_draws: int  # through the prefix, to materialise all of it
     num_stored: int  # of those, how many the store had when the run was planned
     num_reads: int  # by all trials in all epochs; the forwards that recomputing would take
-    decode_seconds: float  # an image, measured, with its transform
-    prefix_seconds: float  # an image, measured
+    decode_seconds: float  # an image, with its transform; measured with the threads of a pass task
+    prefix_seconds: float  # an image, measured likewise
     materialise_seconds: float
     recompute_seconds: float
     materialise: bool

@@ -9,7 +9,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 from tlray.activations.planned import ActivationSource
-from tlray.budget.estimate import Machines, TrialCost, reserved_seconds, sweep_seconds
+from tlray.budget.estimate import TrialCost, reserved_seconds, sweep_seconds
+from tlray.budget.machines import Machines
 from tlray.config import BackboneConfig, RunConfig, TrialConfig
 
 BESIDE = 1.05  # what a trial that has no room may grow by with others that it makes nearly free

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from tlray.activations.planned import ActivationSource
+from tlray.budget.machines import Machines
 from tlray.config import ExportConfig, PricesConfig, SweepConfig
 
 TUNE_SECONDS = 6.0  # until Ray Tune is imported and asks for its first process
@@ -29,15 +30,6 @@ class Stage(BaseModel):
 
     name: str
     seconds: float
-
-
-class Machines(BaseModel):
-    """What works on a run."""
-
-    model_config = ConfigDict(frozen=True)
-
-    concurrent_trials: int
-    process_seconds: float  # until a new process has imported torch
 
 
 class TrialCost(BaseModel):
@@ -101,10 +93,12 @@ def sweep_stages(
     grouped = [cost for cost in costs if cost.group is not None]
     alone = [cost.seconds for cost in costs if cost.group is None]
     stages = []
-    if (frozen := frozen_seconds(_read_by(costs, sources))) > 0:
+    if (frozen := frozen_seconds(_read_by(costs, sources), machines)) > 0:
         stages.append(Stage(name="frozen work", seconds=frozen))
     if grouped:
-        stages.append(Stage(name="linear probes", seconds=sum(group_seconds(grouped).values())))
+        stages.append(
+            Stage(name="linear probes", seconds=makespan(list(group_seconds(grouped).values()), machines.pass_tasks))
+        )
     if alone:
         seconds = start_seconds(machines) + makespan(alone, machines.concurrent_trials)
         stages.append(Stage(name="trials", seconds=seconds))
@@ -149,14 +143,19 @@ def expected_epochs(epochs: int, sweep: SweepConfig) -> float:
     return total
 
 
-def frozen_seconds(kept: Iterable[ActivationSource]) -> float:
-    """All cuts of a backbone come out of one forward: the deepest of each counts, and what all of them write."""
+def frozen_seconds(kept: Iterable[ActivationSource], machines: Machines) -> float:
+    """All cuts of a backbone come out of one forward, of which the deepest counts; images are shared among tasks.
+
+    A GPU computes while the CPUs decode: then the slower of the two counts.
+    """
     deepest: dict[tuple[str, str], float] = {}
     for source in kept:
         place = source.backbone.model_dump_json(), source.augmentation
-        seconds = (source.num_draws - source.num_stored) * (source.decode_seconds + source.prefix_seconds)
+        decode, prefix = source.decode_seconds, source.prefix_seconds
+        each = max(decode, prefix) if machines.on_gpus else decode + prefix
+        seconds = (source.num_draws - source.num_stored) * each
         deepest[place] = max(seconds, deepest.get(place, 0.0))
-    return sum(deepest.values())
+    return sum(deepest.values()) / machines.pass_tasks
 
 
 def group_seconds(grouped: Iterable[TrialCost]) -> Mapping[str, float]:

@@ -13,7 +13,7 @@ from tlray.config import RunConfig
 from tlray.data.manifest import Manifest
 from tlray.distributed.cluster import cluster_summary, how_many
 from tlray.distributed.errors import answer
-from tlray.distributed.resources import trial_resources
+from tlray.distributed.resources import machines_of, trial_resources
 from tlray.distributed.tasks import plan_ranking_task, plan_task, select_task
 from tlray.plan import PlannedRun
 from tlray.prepare import with_absolute_locations
@@ -48,8 +48,8 @@ def conclude_on_cluster(config: RunConfig, conclude: Callable[..., Any], *argume
 
 
 def _planned(config: RunConfig, task: Any, *arguments: Any) -> Any:
-    slots = trial_resources(config, cluster_summary(config.cluster)).concurrent
-    return _computed(task, _place(config), config, slots, *arguments)
+    machines = machines_of(config, cluster_summary(config.cluster))
+    return _computed(task, _place(config), config, machines, *arguments)
 
 
 def _place(config: RunConfig) -> dict[str, Any]:

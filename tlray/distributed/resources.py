@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tlray.budget.machines import Machines, cpus_of_a_pass_task
 from tlray.config import RunConfig, SweepConfig
 from tlray.distributed.cluster import ClusterSummary, Resources, describe, how_many
 from tlray.errors import ClusterError
 
 # A nested trial's driver only waits for its workers. It must reserve something, and whole CPUs would starve them.
 DRIVER_MEMORY_BYTES = 300 * 2**20
-CPUS_FOR_A_GPU = 16.0  # of a task beside the trials; decoding is what a GPU waits for
-CPUS_WITHOUT_A_GPU = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,17 +64,16 @@ class TaskResources:
 
 
 def model_tasks(sweep: SweepConfig, cluster: ClusterSummary) -> TaskResources:
-    """For tasks that run models: one for each GPU, with its share of the node's CPUs to decode for it.
+    """For tasks that run models: one for each GPU, or for every few CPUs without GPUs or where trials take none.
 
-    Without GPUs, or where trials take none, one for every few CPUs: several threads in one process share one copy of
-    the model and pay once for importing torch. On nodes that have what `resources_per_worker` names, like the trials.
+    On nodes that have what `resources_per_worker` names, like the trials.
     """
     custom = sweep.resources_per_worker
     shapes = [shape for shape in cluster.shapes() if how_many(shape, {"CPU": 1, **custom})]
     with_gpus = [shape for shape in shapes if shape.get("GPU", 0) >= 1]
     if with_gpus and _gpus(sweep, cluster) > 0:
-        cpus = max(1.0, min(CPUS_FOR_A_GPU, *(shape["CPU"] // shape["GPU"] for shape in with_gpus)))
-        return _tasks(cpus, 1.0, cluster, custom)
+        nodes = [(shape["CPU"], shape["GPU"]) for shape in with_gpus]
+        return _tasks(cpus_of_a_pass_task(nodes, on_gpus=True), 1.0, cluster, custom)
     return _tasks(_some_cpus(shapes), 0.0, cluster, custom)
 
 
@@ -116,6 +114,17 @@ def trial_resources(
     if sweep.max_concurrent_trials is not None:
         concurrent = min(concurrent, sweep.max_concurrent_trials)
     return replace(resources, concurrent=concurrent)
+
+
+def machines_of(config: RunConfig, cluster: ClusterSummary) -> Machines:
+    """What works on a run on this cluster, for the plan's estimate."""
+    tasks = model_tasks(config.sweep, cluster)
+    return Machines(
+        concurrent_trials=trial_resources(config, cluster).concurrent,
+        pass_tasks=tasks.concurrent,
+        pass_threads=tasks.threads,
+        on_gpus=tasks.gpus > 0,
+    )
 
 
 def worker_resources(sweep: SweepConfig, cluster: ClusterSummary) -> dict[str, float]:
@@ -170,7 +179,7 @@ def _remedy(cluster: ClusterSummary) -> str:
 
 
 def _some_cpus(shapes: list[Resources]) -> float:
-    return max(1.0, min([CPUS_WITHOUT_A_GPU, *(shape["CPU"] for shape in shapes)]))
+    return cpus_of_a_pass_task([(shape["CPU"], 0.0) for shape in shapes], on_gpus=False)
 
 
 def _tasks(cpus: float, gpus: float, cluster: ClusterSummary, custom: Mapping[str, float]) -> TaskResources:

@@ -4,6 +4,7 @@ Neither Ray Tune nor Ray Train is imported here: a sweep of linear probes gets b
 torch, so these processes are the first to do it, and Ray hands the same process one task after the other.
 """
 
+import importlib
 import os
 import queue
 import sys
@@ -18,6 +19,7 @@ import ray
 from tlray import storage
 from tlray.activations.charges import shard_mark
 from tlray.activations.chunks import Chunk
+from tlray.budget.machines import Machines
 from tlray.config import DataConfig, RunConfig, TrialConfig
 from tlray.data.manifest import Manifest
 from tlray.data.sources import Entry
@@ -28,10 +30,10 @@ from tlray.ranking.result import Ranking
 
 @ray.remote
 def plan_task(
-    config: RunConfig, concurrent_trials: int, manifest: Manifest | None = None, ranking: Ranking | None = None
+    config: RunConfig, machines: Machines, manifest: Manifest | None = None, ranking: Ranking | None = None
 ) -> Any:
     """The PlannedRun of a configuration."""
-    machines = _machines(concurrent_trials)
+    machines = _timed(machines)
     check_gpu()
     from tlray.planning import plan_run
 
@@ -39,9 +41,9 @@ def plan_task(
 
 
 @ray.remote
-def plan_ranking_task(config: RunConfig, concurrent_trials: int) -> Any:
+def plan_ranking_task(config: RunConfig, machines: Machines) -> Any:
     """The PlannedRun of a ranking's features, and the Manifest of all images."""
-    machines = _machines(concurrent_trials)
+    machines = _timed(machines)
     check_gpu()
     from tlray.planning import plan_ranking
 
@@ -197,12 +199,10 @@ def _load_run(run_uri: str) -> Run:
     return load_run(run_uri)
 
 
-def _machines(concurrent_trials: int) -> Any:
-    """The Machines of a run. What importing takes this process, it will take those of the trials."""
-    from tlray.budget.estimate import Machines
-
+def _timed(machines: Machines) -> Machines:
+    """With what importing takes this process: it will take those of the trials as long."""
     is_fresh, started = "torch" not in sys.modules, time.perf_counter()
-    from tlray.speed.steps import USUAL_PROCESS
-
-    seconds = time.perf_counter() - started if is_fresh else USUAL_PROCESS
-    return Machines(concurrent_trials=concurrent_trials, process_seconds=seconds)
+    importlib.import_module("tlray.speed.steps")
+    if not is_fresh:
+        return machines
+    return machines.model_copy(update={"process_seconds": time.perf_counter() - started})

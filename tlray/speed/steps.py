@@ -10,8 +10,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,13 +19,14 @@ from torch import nn
 
 from tlray.backbone import Backbone
 from tlray.budget.costs import ReadSeconds, StepSeconds
-from tlray.budget.estimate import Machines
+from tlray.budget.machines import Machines, cpus_of_a_pass_task
 from tlray.config import DataConfig, RunConfig, TrialConfig
 from tlray.data.loader import load_draws
 from tlray.data.manifest import Manifest
 from tlray.data.read import image_reader
 from tlray.freeze import freeze, parameter_groups, train_mode
 from tlray.split import find_cut, frozen_prefix, trainable_suffix
+from tlray.threads import torch_threads
 from tlray.training.loop import place
 from tlray.training.optim import make_optimizer, set_rate
 from tlray.training.step import eval_step, train_step
@@ -36,7 +36,6 @@ LARGEST_BATCH = 8  # images; larger ones cost about as much an image
 NUM_READ = 8  # images
 NUM_STEPS = 3  # of which the fastest counts: other work on the machine only ever adds
 LONG_STEP = 0.3  # seconds; one of a step that takes longer is enough
-USUAL_PROCESS = 10.0  # seconds, where torch was there before anybody looked at the clock
 
 
 def measure_steps(
@@ -48,7 +47,7 @@ def measure_steps(
     known = _remembered()
     if key in known:
         return StepSeconds(**known[key])
-    with _threads(num_threads):
+    with torch_threads(num_threads):
         measured = _measure(backbone, trial, trainable_blocks, on_activations, worker)
     _remember(key, asdict(measured))
     return measured
@@ -72,15 +71,21 @@ def measure_read(manifest: Manifest, backbone: Backbone, data: DataConfig, augme
 def this_machine(config: RunConfig) -> Machines:
     """What works on a run where no cluster has been asked: this machine's CPUs, or its GPUs."""
     sweep = config.sweep
-    gpus = torch.cuda.device_count()
-    each = sweep.workers_per_trial * sweep.cpus_per_worker
-    concurrent = int((os.cpu_count() or 1) // each)
+    cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
     each_gpus = sweep.gpus_per_worker if isinstance(sweep.gpus_per_worker, float) else 1.0
-    if gpus and each_gpus:
+    on_gpus = bool(gpus and each_gpus)
+    concurrent = int(cpus // (sweep.workers_per_trial * sweep.cpus_per_worker))
+    if on_gpus:
         concurrent = min(concurrent, int(gpus // (sweep.workers_per_trial * each_gpus)))
     if sweep.max_concurrent_trials is not None:
         concurrent = min(concurrent, sweep.max_concurrent_trials)
-    return Machines(concurrent_trials=max(1, concurrent), process_seconds=USUAL_PROCESS)
+    pass_cpus = cpus_of_a_pass_task([(cpus, gpus)], on_gpus=on_gpus)
+    return Machines(
+        concurrent_trials=max(1, concurrent),
+        pass_tasks=gpus if on_gpus else max(1, int(cpus // pass_cpus)),
+        pass_threads=int(pass_cpus),
+        on_gpus=on_gpus,
+    )
 
 
 def cache_file() -> Path:
@@ -133,16 +138,6 @@ def _seconds_of(step: Callable[[], object], device: torch.device) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _key(

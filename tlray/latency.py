@@ -5,16 +5,13 @@
 Time does not depend on the values of weights, so nothing is downloaded.
 """
 
-import hashlib
-import json
-import os
 import statistics
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tlray.home_cache import remembered
 from tlray.libraries import library, version
 
 if TYPE_CHECKING:
@@ -39,14 +36,12 @@ def milliseconds(home: str, name: str, tag: str | None, *, size: int, batch_size
         "torch": torch.__version__,
         "library": version(home),
     }
-    path = _folder() / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]}.json"
-    with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged: measured again
-        return float(json.loads(path.read_text())["milliseconds"])
-    model = library(home).construct(name, tag, "none", size, {}, 1000).eval().to(device)
-    measured = _median_time(model, torch.zeros(batch_size, 3, size, size, device=device)) * 1000
-    with suppress(OSError):  # a home that cannot be written costs another measurement, nothing else
-        _write(path, json.dumps({**what, "milliseconds": measured}))
-    return measured
+
+    def measure() -> dict[str, float]:
+        model = library(home).construct(name, tag, "none", size, {}, 1000).eval().to(device)
+        return {"milliseconds": 1000 * _median_time(model, torch.zeros(batch_size, 3, size, size, device=device))}
+
+    return remembered("latency", what, measure)["milliseconds"]
 
 
 def device_name() -> str:
@@ -82,16 +77,3 @@ def _median_time(model: "nn.Module", images: "Tensor") -> float:
         while len(times) < RUNS and (len(times) < 3 or sum(times) < PATIENCE):
             times.append(once())
     return statistics.median(times)
-
-
-def _folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tlray" / "latency"
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    os.replace(name, path)

@@ -18,7 +18,7 @@ NETWORK = BackboneConfig(id="timm/test_resnet", weights="none", input_size=32)
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "tlray" / "speed.json"
+    return tmp_path / "tlray" / "steps"
 
 
 def trial(**recipe: Any) -> TrialConfig:
@@ -55,14 +55,17 @@ def test_what_was_measured_once_is_remembered_and_something_else_is_measured(
     measure_steps(backbone, trial(), 3, on_activations=True, num_threads=1)
     measure_steps(backbone, trial(optimizer="sgd"), 2, on_activations=True, num_threads=1)
     assert len(measured) == 3
-    assert len(json.loads(cache.read_text())) == 4
+    assert len(list(cache.iterdir())) == 4
 
 
 def test_a_damaged_cache_costs_measuring_again(cache: Path) -> None:
-    cache.parent.mkdir(parents=True)
-    cache.write_text('{"half')
-    assert measure_steps(build_backbone(NETWORK, 3), trial(), 0, on_activations=True, num_threads=1).train > 0
-    assert len(json.loads(cache.read_text())) == 1
+    backbone = build_backbone(NETWORK, 3)
+    measure_steps(backbone, trial(), 0, on_activations=True, num_threads=1)
+    (file,) = cache.iterdir()
+    for damaged in ('{"half', "[]", '{"figures": 1}'):
+        file.write_text(damaged)
+        measured = measure_steps(backbone, trial(), 0, on_activations=True, num_threads=1)
+        assert json.loads(file.read_text())["figures"]["train"] == measured.train
 
 
 def test_measuring_changes_no_weight() -> None:

@@ -10,13 +10,12 @@ that a file there is never out of date. A damaged one is made again.
 import functools
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tlray import home_cache
 from tlray.catalogue.data import accuracy, computed, file_contents
 from tlray.catalogue.facts import ModelFacts
 from tlray.catalogue.licences import binds
@@ -25,7 +24,7 @@ from tlray.libraries import LIBRARIES, extra_of, is_installed, library, version
 
 def all_models() -> tuple[ModelFacts, ...]:
     """One entry for each set of weights, and one for each architecture without any; libraries in their order."""
-    return _kept(cache_folder() / f"facts-{_fingerprint()}.json")
+    return _kept(home_cache.folder("catalogue") / f"facts-{_fingerprint()}.json")
 
 
 def architectures() -> dict[str, frozenset[str]]:
@@ -44,39 +43,14 @@ def facts_of(full_id: str) -> ModelFacts:
     return _entry(home, name, tag or next(iter(library(home).tags(name)), None))
 
 
-def cache_folder() -> Path:
-    """Where tlray keeps what it can make again; XDG_CACHE_HOME is honoured."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tlray" / "catalogue"
-
-
 @functools.cache
 def _kept(path: Path) -> tuple[ModelFacts, ...]:
-    with suppress(OSError, ValueError, TypeError, KeyError):  # not there, cut short, or another file of that name
-        return tuple(ModelFacts(**{**fields, "weights": tuple(fields["weights"])}) for fields in _read(path))
+    with suppress(TypeError, KeyError):  # another file of that name
+        if fields := home_cache.read(path):
+            return tuple(ModelFacts(**{**one, "weights": tuple(one["weights"])}) for one in fields)
     found = tuple(_assembled())
-    with suppress(OSError):  # a home that cannot be written costs the next start its seconds, nothing else
-        _write(path, [facts.to_dict() for facts in found])
+    home_cache.write(path, [facts.to_dict() for facts in found])
     return found
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    fields = json.loads(path.read_bytes())
-    if not isinstance(fields, list) or not fields:
-        raise ValueError(f"{path} is no list of facts")
-    return fields
-
-
-def _write(path: Path, fields: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(fields, file)
-        os.replace(name, path)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _fingerprint() -> str:

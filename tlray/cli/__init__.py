@@ -4,12 +4,18 @@ Exit codes: 0 done, 1 the work failed, 2 the input is wrong, 3 nothing to do, 13
 """
 
 from tlray.cli import sweeps, models, after, doctor  # isort: skip  # in the order of `tlray --help`
-from tlray.cli.common import app, exit_on_error, load_config, print_run
+from tlray.cli.common import app, exit_on_error, load_config, main, print_run
+from tlray.cli.job import config_job
 
-__all__ = ["after", "app", "doctor", "exit_on_error", "load_config", "main", "models", "print_run", "sweeps"]
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point: runs the app; its exit code is the command's."""
-    with exit_on_error():
-        app(arguments)
+__all__ = [
+    "after",
+    "app",
+    "config_job",
+    "doctor",
+    "exit_on_error",
+    "load_config",
+    "main",
+    "models",
+    "print_run",
+    "sweeps",
+]

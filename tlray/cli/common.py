@@ -28,6 +28,12 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="show what this would do
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of a table")]
 
 
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: runs the app; its exit code is the command's."""
+    with exit_on_error():
+        app(arguments)
+
+
 @contextmanager
 def exit_on_error() -> Iterator[None]:
     """Turn an expected error into one line on stderr and its exit code."""

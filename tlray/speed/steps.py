@@ -3,16 +3,14 @@
     seconds = measure_steps(backbone, trial, trainable_blocks, on_activations=False, num_threads=1)
 
 The model is trained on noise with a learning rate of zero, and its BatchNorm statistics move: measure last. What was
-measured once is remembered in ~/.cache/tlray, so that planning again costs nothing.
+measured once is remembered in ~/.cache/tlray/steps, so that planning again costs nothing.
 """
 
-import json
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +23,8 @@ from tlray.data.loader import load_draws
 from tlray.data.manifest import Manifest
 from tlray.data.read import image_reader
 from tlray.freeze import freeze, parameter_groups, train_mode
+from tlray.home_cache import remembered
+from tlray.latency import device_name
 from tlray.split import find_cut, frozen_prefix, trainable_suffix
 from tlray.threads import torch_threads
 from tlray.training.loop import place
@@ -43,14 +43,13 @@ def measure_steps(
 ) -> StepSeconds:
     """What an image costs while the last `trainable_blocks` train, on images or on what the others computed of them."""
     worker = local_worker()
-    key = _key(backbone, trial, trainable_blocks, on_activations, num_threads, worker.device)
-    known = _remembered()
-    if key in known:
-        return StepSeconds(**known[key])
-    with torch_threads(num_threads):
-        measured = _measure(backbone, trial, trainable_blocks, on_activations, worker)
-    _remember(key, asdict(measured))
-    return measured
+    what = _what(backbone, trial, trainable_blocks, on_activations, num_threads)
+
+    def measure() -> dict[str, float]:
+        with torch_threads(num_threads):
+            return asdict(_measure(backbone, trial, trainable_blocks, on_activations, worker))
+
+    return StepSeconds(**remembered("steps", what, measure))
 
 
 def measure_read(manifest: Manifest, backbone: Backbone, data: DataConfig, augmentation: str) -> ReadSeconds:
@@ -86,11 +85,6 @@ def this_machine(config: RunConfig) -> Machines:
         pass_threads=int(pass_cpus),
         on_gpus=on_gpus,
     )
-
-
-def cache_file() -> Path:
-    """Where measured speeds are remembered."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tlray" / "speed.json"
 
 
 def _measure(
@@ -140,17 +134,12 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _key(
-    backbone: Backbone,
-    trial: TrialConfig,
-    trainable_blocks: int,
-    on_activations: bool,
-    num_threads: int,
-    device: torch.device,
-) -> str:
+def _what(
+    backbone: Backbone, trial: TrialConfig, trainable_blocks: int, on_activations: bool, num_threads: int
+) -> dict[str, Any]:
+    """All that the seconds depend on."""
     recipe = trial.recipe
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.uname().machine}x{num_threads}"
-    parts = {
+    return {
         "backbone": backbone.id,
         "options": trial.backbone.options,
         "size": backbone.preprocessing.input_size,
@@ -160,22 +149,7 @@ def _key(
         "optimizer": recipe.optimizer,
         "precision": recipe.precision,
         "freeze_bn": recipe.freeze_bn,
-        "machine": machine,
+        "device": device_name(),
+        "threads": num_threads,
         "torch": torch.__version__,
     }
-    return json.dumps(parts, sort_keys=True)
-
-
-def _remembered() -> dict[str, dict[str, float]]:
-    try:
-        return json.loads(cache_file().read_text())
-    except (FileNotFoundError, json.JSONDecodeError):  # a damaged file costs measuring again
-        return {}
-
-
-def _remember(key: str, seconds: dict[str, float]) -> None:
-    path = cache_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump({**_remembered(), key: seconds}, file)
-    Path(file.name).replace(path)

@@ -22,13 +22,14 @@ from rich.console import Console
 
 from tlray import storage
 from tlray.champion import Champion, Held, champion_uri, check_export, promote, read_champion
-from tlray.config import RunConfig, WarmStart
+from tlray.config import RunConfig
 from tlray.data.manifest import Manifest, load_manifest
 from tlray.errors import NothingToDo, TlrayError
 from tlray.prepare import load_run, new_run_uri, with_absolute_locations
 from tlray.retrain.changes import all_still_there, differing, list_data, settings_of
 from tlray.retrain.claim import Claim, claim
 from tlray.retrain.record import Record, load_record, message, save_record
+from tlray.retrain.search import search_config
 from tlray.retrain.state import Judgement, Pending, State, load_state, save_state
 from tlray.retrain.webhook import post
 
@@ -75,12 +76,8 @@ def look(config: RunConfig) -> str:
         return f"would go on with the interrupted retraining in {state.pending.run}"
     if champion is None or state.last is None:
         return "would sweep: there is no champion that came of a retraining"
-    causes = []
-    if state.last.listing != job.listing:
-        causes.append("names, sizes or dates of the images have changed; nothing to do if their contents have not")
-    if state.last.settings != job.settings:
-        causes.append(f"the configuration has changed: {differing(state.last.settings, job.settings)}")
-    return f"would sweep: {'; '.join(causes)}"
+    moved = "names, sizes or dates of the images have changed; nothing to do if their contents have not"
+    return f"would sweep: {_changes(job, state.last, moved if state.last.listing != job.listing else None)}"
 
 
 def _job(config: RunConfig, console: Console) -> Job:
@@ -140,7 +137,7 @@ def _trained(job: Job, state: State, champion: Held | None, held: Claim) -> tupl
     pending = Pending(listing=job.listing, settings=job.settings, run=run_uri)
     save_state(job.home, load_state(job.home).with_pending(pending))
     job.say(f"run folder: {run_uri}")
-    run(_search(job, champion), run_uri, job.console, manifest)
+    run(search_config(job.config, champion), run_uri, job.console, manifest)
     return run_uri, job.listing, cause
 
 
@@ -197,43 +194,14 @@ def _cause(job: Job, state: State, champion: Held | None, manifest: Manifest) ->
         return "there is no champion yet" if last is None else "there is no champion any more"
     if last is None:
         return "the images are not those of the champion"
-    causes = []
-    if last.fingerprint != manifest.fingerprint:
-        causes.append("the images have changed")
+    return _changes(job, last, "the images have changed" if last.fingerprint != manifest.fingerprint else None)
+
+
+def _changes(job: Job, last: Judgement, of_images: str | None) -> str:
+    changes = [] if of_images is None else [of_images]
     if last.settings != job.settings:
-        causes.append(f"the configuration has changed: {differing(last.settings, job.settings)}")
-    return "; ".join(causes)
-
-
-def _search(job: Job, champion: Held | None) -> RunConfig:
-    """The configuration of the sweep: with an export, without the webhook, and with the champion's trial first."""
-    from tlray.distributed.planning import select_on_cluster
-
-    config = select_on_cluster(job.config)
-    start = champion.champion.start if champion is not None else None
-    if config.retrain.warm_start and start is not None and _may_use(config, start):
-        config = config.model_copy(update={"warm_start": start})
-    return config.model_copy(
-        update={
-            "export": config.export.model_copy(update={"top_k": max(1, config.export.top_k)}),
-            "retrain": config.retrain.model_copy(update={"webhook": None}),
-        }
-    )
-
-
-def _may_use(config: RunConfig, start: WarmStart) -> bool:
-    """Whether the configuration still allows the champion's backbone: what was taken out of it stays out."""
-    from tlray.catalogue import resolve_id
-
-    same = [backbone for backbone in config.chosen_backbones if resolve_id(backbone.id) == start.backbone.id]
-    weightless = start.strategy.strategy == "scratch"  # its trial had its weights taken away
-    return any(
-        start.backbone.model_copy(
-            update={"id": backbone.id, "weights": backbone.weights if weightless else start.backbone.weights}
-        )
-        == backbone
-        for backbone in same
-    )
+        changes.append(f"the configuration has changed: {differing(last.settings, job.settings)}")
+    return "; ".join(changes)
 
 
 def _judged(job: Job, run: "Run", cause: str, seconds: float) -> Record:

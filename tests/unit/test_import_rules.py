@@ -144,7 +144,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     # after the sweep
     "export": {"config", "storage", "catalogue", "backbone", "data", "training", "results"},
-    "report": {"config", "storage", "catalogue", "data", "results", "ranking"},
+    "report": {"config", "storage", "budget", "catalogue", "data", "results", "ranking"},
     "predict": {"champion", "storage", "catalogue", "backbone", "data", "training", "export", "results"},
     "prediction": {"storage", "stores", "catalogue", "backbone", "split", "fold", "data", "export", "predict"},
     "conclude": {"storage", "data", "training", "results", "export", "report", "prepare"},

@@ -3,6 +3,7 @@
 Run: python -m pytest tests/unit/test_report.py
 """
 
+import json
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
@@ -149,6 +150,22 @@ def test_an_unfinished_run_says_what_is_missing_and_how_to_go_on(tmp_path):
     assert f"tlray resume {tmp_path}" in page.text
 
 
+def test_a_run_that_a_budget_ended_is_finished_and_names_what_was_left_out(tmp_path):
+    trials = make_run(str(tmp_path), num_ended=10)
+    dropped = [trial.trial_id for trial in trials[10:]]
+    spent = {"limit_seconds": 100.0, "spent_seconds": 61.0, "dropped": dropped}
+    (tmp_path / "budget.json").write_text(json.dumps(spent))
+    _, page = report(tmp_path)
+    assert "unfinished" not in page.text
+    assert "tlray resume" not in page.text
+    assert f"The budget had no room for {len(dropped)} of {len(trials)} trials." in page.text
+    assert "1:01 min of 1:40 min were spent" in page.text
+    assert f"Left out: {dropped[0]}" in page.text
+    (tmp_path / "budget.json").write_text('{"limit_seconds": 1}')
+    with pytest.raises(StorageError, match=r"budget\.json is damaged"):
+        report(tmp_path)
+
+
 def test_a_run_of_which_no_trial_has_ended_has_a_report(tmp_path):
     make_run(str(tmp_path), num_ended=0)
     _, page = report(tmp_path)
@@ -231,6 +248,8 @@ def test_models_are_listed_with_the_figures_that_are_published():
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
+        (duration(0.36), "0.4 s"),
+        (duration(9.96), "10 s"),
         (duration(42.4), "42 s"),
         (duration(59.9), "1:00 min"),
         (duration(185), "3:05 min"),

@@ -10,20 +10,44 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tlray import storage
 from tlray.errors import StorageError
 
+FILE = "budget.json"
 SAVED_EVERY = 5.0  # seconds at least, between two notes of the time that is spent
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What budget.json says of a run."""
+
+    limit: float  # seconds
+    seconds: float
+    dropped: tuple[str, ...]  # trials that there was no room for
+
+
+def read_spent(run_uri: str) -> Spent | None:
+    """None for a run without a budget, or whose sweep has not begun; StorageError for a damaged file."""
+    uri = storage.join(run_uri, FILE)
+    try:
+        content = json.loads(storage.read_text(uri))
+        return Spent(content["limit_seconds"], content["spent_seconds"], tuple(content["dropped"]))
+    except storage.NotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{uri} is damaged: {error}") from None
 
 
 class Budget:
     """The clock of a run; `reserve` seconds of the limit are kept for its conclusion."""
 
     def __init__(self, run_uri: str, limit: float, reserve: float = 0.0) -> None:
-        self._uri = storage.join(run_uri, "budget.json")
+        self._uri = storage.join(run_uri, FILE)
         self._limit, self._reserve = limit, reserve
-        self._before, self.dropped = self._load()
+        earlier = read_spent(run_uri)
+        self._before, self.dropped = (earlier.seconds, earlier.dropped) if earlier is not None else (0.0, ())
         self._started = time.monotonic()
         self._saved = -math.inf
 
@@ -54,12 +78,3 @@ class Budget:
         self._saved = time.monotonic()
         content = {"limit_seconds": self._limit, "spent_seconds": self.spent(), "dropped": self.dropped}
         storage.write_text(self._uri, json.dumps(content))
-
-    def _load(self) -> tuple[float, tuple[str, ...]]:
-        try:
-            content = json.loads(storage.read_text(self._uri))
-        except storage.NotFoundError:
-            return 0.0, ()
-        except json.JSONDecodeError as error:
-            raise StorageError(f"{self._uri} is damaged: {error}") from None
-        return content["spent_seconds"], tuple(content["dropped"])

@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from tlray import storage
+from tlray.budget.clock import Spent, read_spent
 from tlray.config import RunConfig
 from tlray.config.file import parse_config
-from tlray.data.manifest import Manifest, load_manifest
+from tlray.data.manifest import Manifest, Split, load_manifest
 from tlray.report.ranking import Found, read_found
 from tlray.results import Leaderboard, make_leaderboard
 
-SPLITS = ("train", "val", "test")
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -64,23 +65,28 @@ class RunContent:
     histories: dict[str, list[dict[str, Any]]]  # trial id -> rows of history.jsonl, of every trial that has begun
     confusion: Confusion | None  # None while there is no champion
     found: Found | None = None  # what became of the ranking, where there was one
+    spent: Spent | None = None  # where there was a budget
 
     @cached_property
     def unfinished(self) -> tuple[str, ...]:
-        """Planned trials without a final row."""
-        ended = {row.trial_id for row in self.leaderboard.rows}
-        return tuple(trial_id for trial_id in self.planned if trial_id not in ended)
+        """Planned trials without a final row that a resume would go on with."""
+        done = {row.trial_id for row in self.leaderboard.rows} | set(self.left_out)
+        return tuple(trial_id for trial_id in self.planned if trial_id not in done)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Planned trials that the budget had no room for."""
+        return self.spent.dropped if self.spent is not None else ()
 
     @cached_property
     def class_counts(self) -> list[ClassCounts]:
-        counts = np.zeros((len(self.manifest.classes), len(SPLITS)), dtype=int)
-        for image in self.manifest.images:
-            counts[image.label, SPLITS.index(image.split)] += 1
-        return [ClassCounts(name, *map(int, row)) for name, row in zip(self.manifest.classes, counts, strict=True)]
+        classes = self.manifest.classes
+        counts = [np.bincount(self.manifest.split(split).labels, minlength=len(classes)) for split in SPLITS]
+        return [ClassCounts(name, *map(int, row)) for name, *row in zip(classes, *counts, strict=True)]
 
     @cached_property
     def num_images(self) -> dict[str, int]:
-        return {split: len(self.manifest.split(split)) for split in SPLITS}  # type: ignore[arg-type]
+        return {split: len(self.manifest.split(split)) for split in SPLITS}
 
 
 def read_run(run_uri: str) -> RunContent:
@@ -102,6 +108,7 @@ def read_run(run_uri: str) -> RunContent:
         leaderboard=leaderboard,
         histories={trial_id: rows for trial_id in planned if (rows := _read_history(run_uri, trial_id))},
         found=read_found(run_uri, leaderboard),
+        spent=read_spent(run_uri),
         confusion=_read_confusion(run_uri, champion.trial_id, manifest.classes) if champion is not None else None,
     )
 

@@ -21,7 +21,9 @@ def interval(low: float | None, high: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """As in "42 s", "3:05 min", "2:07 h"."""
+    """As in "0.4 s", "42 s", "3:05 min", "2:07 h"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -31,13 +33,13 @@ def duration(seconds: float) -> str:
 
 
 def count(number: float | None) -> str:
-    """1234567 -> "1.23 M"."""
+    """1234567 -> "1.23 M", 0.05 -> "0.05"."""
     if number is None:
         return "-"
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= size:
             return f"{number / size:.3g}{unit}"
-    return f"{number:.0f}"
+    return f"{number:.0f}" if number >= 1 or number == 0 else f"{number:.2g}"
 
 
 def varying_params(results: Sequence[TrialResult]) -> list[str]:

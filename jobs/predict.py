@@ -14,6 +14,8 @@ if __name__ == "__main__":
     parser.add_argument("--images", required=True, nargs="+", help="prefixes, folders, patterns or files")
     parser.add_argument("--output", required=True, help="folder or s3:// location; it binds to this model and images")
     parser.add_argument("--json", action="store_true", help="end with a summary as one JSON object")
+    parser.add_argument("--dry-run", action="store_true", help="start nothing, show what this would do")
     options = parser.parse_args()
     arguments = ["predict", options.model, *options.images, "--output", options.output]
-    main([*arguments, "--json"] if options.json else arguments)
+    flags = [flag for flag, given in (("--json", options.json), ("--dry-run", options.dry_run)) if given]
+    main([*arguments, *flags])

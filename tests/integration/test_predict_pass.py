@@ -14,10 +14,12 @@ import pytest
 from small_bundle import small_bundle
 
 from tlray import storage
+from tlray.cli import main
 from tlray.distributed.predict_pass import predict_on_cluster
 from tlray.errors import DataError, InputError, TlrayError
 from tlray.export import load
 from tlray.prediction import parts
+from tlray.prediction.outlook import look_ahead
 from tlray.prediction.output import PredictionSummary
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
@@ -170,6 +172,29 @@ def test_images_that_come_go_or_change_are_recomputed_with_their_parts_and_other
     assert sorted(row["uri"] for row in rows_of(output)) == [str(path) for path in sorted(images.glob("*/*.jpg"))]
     assert second.num_bad == 0
     assert (output / "bad_images.jsonl").read_text() == ""
+
+
+def test_a_dry_run_says_what_the_prediction_then_does_and_writes_nothing(
+    bundle: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "output"
+    outlook = look_ahead(bundle, [str(images)], str(output))
+    assert not output.exists()
+    first = predict(bundle, images, output)
+    assert (outlook.num_images, outlook.images_to_compute) == (37, 37)
+    assert (outlook.num_parts, outlook.parts_to_compute) == (first.num_parts, first.parts_computed)
+    shutil.copy(images / "red" / "00.jpg", images / "red" / "broken.jpg")
+    before = modified(output)
+    with pytest.raises(SystemExit) as leaving:
+        main(["predict", bundle, str(images), "--output", str(output), "--dry-run", "--json"])
+    assert leaving.value.code == 0
+    said = json.loads(capsys.readouterr().out)
+    assert modified(output) == before
+    second = predict(bundle, images, output)
+    computed = (second.images_computed, second.parts_computed, second.parts_removed)
+    assert (said["images_to_compute"], said["parts_to_compute"], said["parts_to_remove"]) == computed
+    with pytest.raises(InputError, match="holds predictions of other images"):
+        look_ahead(bundle, [str(images / "red")], str(output))
 
 
 def test_what_cannot_be_meant_is_refused_before_anything_is_written(bundle: str, images: Path, tmp_path: Path) -> None:

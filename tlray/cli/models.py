@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tlray.cli.common import Json, app, out, show
+from tlray.cli.common import DryRun, Json, app, out, show
 from tlray.errors import InputError, TlrayError
 
 
@@ -60,14 +60,22 @@ def predict(
     output: Annotated[
         str | None, typer.Option(help="for many images: write Parquet files here, on the cluster", metavar="FOLDER")
     ] = None,
+    dry_run: DryRun = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="print JSON: an object a line; with --output a summary")
     ] = False,
 ) -> None:
     """Print the class and its probability for each image, or write millions of them to --output."""
     if output is not None:
-        _predict_many(export, images, weights, output, as_json)
+        if weights != "pretrained":
+            raise InputError(f"--weights {weights}: with --output the model is an export, which brings its own")
+        if dry_run:
+            _look_ahead(export, images, output, as_json)
+        else:
+            _predict_many(export, images, output, as_json)
         return
+    if dry_run:
+        raise InputError("--dry-run says what --output would come to hold: give both, or neither for a few images")
     from tlray.predict import predict as predict_images
 
     num_bad = 0
@@ -85,11 +93,24 @@ def predict(
         raise TlrayError(f"{num_bad} images could not be read")
 
 
-def _predict_many(export: str, images: list[str], weights: str, output: str, as_json: bool) -> None:
+def _look_ahead(export: str, images: list[str], output: str, as_json: bool) -> None:
+    from tlray.dry_run import NOTHING_STARTED
+    from tlray.prediction.outlook import look_ahead
+
+    outlook = look_ahead(export, images, output)
+    if as_json:
+        print(json.dumps(vars(outlook)))
+        return
+    print(
+        f"{outlook.images_to_compute} of {outlook.num_images} images would be predicted, in {outlook.parts_to_compute} "
+        f"of {outlook.num_parts} parts, and {outlook.parts_to_remove} outdated parts removed"
+    )
+    print(f"model: {outlook.model}, version {outlook.model_version[:12]}", NOTHING_STARTED, sep="\n")
+
+
+def _predict_many(export: str, images: list[str], output: str, as_json: bool) -> None:
     from tlray.run import predict_many
 
-    if weights != "pretrained":
-        raise InputError(f"--weights {weights}: with --output the model is an export, which brings its own")
     summary = predict_many(export, images, output, Console(stderr=True) if as_json else out)
     if as_json:
         print(json.dumps(vars(summary)))

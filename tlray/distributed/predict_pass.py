@@ -24,7 +24,8 @@ from tlray.distributed.cluster import cluster_summary, connect
 from tlray.distributed.errors import answer
 from tlray.distributed.ready import check_seen
 from tlray.distributed.resources import TaskResources, model_tasks
-from tlray.errors import InputError, TlrayError
+from tlray.errors import TlrayError
+from tlray.prediction.outlook import open_output, outstanding
 from tlray.prediction.output import ModelFacts, PredictionOutput, PredictionSpec, PredictionSummary
 from tlray.prediction.parts import Listing, write_parts
 
@@ -42,11 +43,7 @@ def predict_on_cluster(model_ref: str, images: Sequence[str], output_uri: str, p
     of other images. TlrayError when workers keep dying, or a server gives no access.
     """
     started = time.perf_counter()
-    locations = tuple(storage.absolute(uri) for uri in images)
-    output = PredictionOutput(storage.absolute(output_uri))
-    for location in locations:
-        if storage.join(output.uri, "").startswith(storage.join(location, "")):
-            raise InputError(f"--output {output.uri} lies below the images in {location}: give one beside them")
+    locations, output = open_output(images, output_uri)
     connect()
     check_seen(_local_places(model_ref, locations, output), ("--output",))
     found = _model_task(model_ref)
@@ -54,19 +51,17 @@ def predict_on_cluster(model_ref: str, images: Sequence[str], output_uri: str, p
         listing = write_parts(stream_inputs(locations), Path(folder) / "images.parquet")
         model: ModelFacts = answer(found, "reading the model", GO_ON)
         output.begin(PredictionSpec(model=model, images=locations))
-        there = output.parts_there()
-        gone = there - set(listing.names)
-        missing = [number for number, name in enumerate(listing.names) if name not in there]
-        done = listing.num_images - sum(listing.sizes[number] for number in missing)
+        left = outstanding(listing, output.parts_there())
+        done = left.num_done
         progress(done, listing.num_images)
         summary = output.summary()
-        if missing or gone or summary is None:
+        if left.missing or left.gone or summary is None:
             output.reopen()
-            output.remove(gone)
-            for number in _computed(model, output, listing, missing):
+            output.remove(left.gone)
+            for number in _computed(model, output, listing, left.missing):
                 done += listing.sizes[number]
                 progress(done, listing.num_images)
-            summary = _finish(output, model, listing, missing, len(gone), started)
+            summary = _finish(output, model, listing, left.missing, len(left.gone), started)
         else:
             seconds = time.perf_counter() - started
             summary = dataclasses.replace(

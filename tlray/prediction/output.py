@@ -87,16 +87,22 @@ class PredictionOutput:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
+        self._spec = storage.join(uri, "prediction.json")
         self._parts = storage.join(uri, "predictions")
         self._summary = storage.join(uri, "summary.json")
         self.bad_images = storage.join(uri, BAD_IMAGES)
 
     def begin(self, prediction: PredictionSpec) -> None:
         """Bind the folder to what is predicted; InputError where it is bound to something else."""
-        location = storage.join(self.uri, "prediction.json")
-        if storage.create_exclusive(location, prediction.model_dump_json(indent=1).encode()):
+        if not storage.create_exclusive(self._spec, prediction.model_dump_json(indent=1).encode()):
+            self.check(prediction)
+
+    def check(self, prediction: PredictionSpec) -> None:
+        """InputError where the folder is bound to something else; nothing where it is not bound."""
+        data = read_or_none(self._spec)
+        if data is None:
             return
-        found = json.loads(storage.read_text(location))
+        found = json.loads(data)
         if found.get("format_version") != FORMAT_VERSION:
             raise InputError(f"{self.uri} was written by another version of tlray: give another --output")
         before = PredictionSpec.model_validate(found)

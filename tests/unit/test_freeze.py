@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.unit import families
 from tlray.backbone import Backbone, build_backbone
 from tlray.config import BackboneConfig, StrategyConfig
 from tlray.errors import BackboneError
@@ -13,32 +14,8 @@ from tlray.freeze import blocks_by_epoch, freeze, num_trainable_blocks, paramete
 
 torch.set_num_threads(1)
 
-# one member of every family, with its input size and options that make it small
-FAMILIES: dict[str, tuple[int | None, dict]] = {
-    "torchvision/alexnet": (64, {}),
-    "torchvision/googlenet": (64, {}),
-    "torchvision/inception_v3": (80, {}),
-    "timm/inception_v4": (80, {}),
-    "timm/vgg11": (64, {"mlp_ratio": 0.02}),
-    "torchvision/resnet18": (64, {}),
-    "timm/resnetv2_18": (64, {}),
-    "torchvision/efficientnet_b0": (64, {}),
-    "timm/tf_efficientnet_b0": (64, {"drop_rate": 0.2, "drop_path_rate": 0.2}),
-    "torchvision/densenet121": (64, {}),
-    "timm/mobilenetv1_100": (64, {}),
-    "torchvision/mobilenet_v2": (64, {}),
-    "torchvision/mobilenet_v3_small": (64, {}),
-    "timm/legacy_xception": (72, {}),
-    "timm/test_vit": (64, {}),
-    "timm/deit_tiny_distilled_patch16_224": (64, {"depth": 3}),
-    "torchvision/swin_t": (64, {}),
-    "timm/test_convnext": (64, {}),
-    "timm/resnetv2_50x1_bit": (64, {}),
-    "torchvision/squeezenet1_0": (64, {}),
-    "torchvision/shufflenet_v2_x0_5": (64, {}),
-    "torchvision/mnasnet0_5": (64, {}),
-    "torchvision/regnet_y_400mf": (64, {}),
-}
+# with two whose cuts take seconds to check
+FAMILIES = {**families.FAMILIES, "torchvision/alexnet": (64, {}), "timm/inception_v4": (80, {})}
 # how many blocks train, counted from the head
 TRAINABLE = {"linear_probe": 0, "partial(1)": 1, "partial(2)": 2, "full": None}
 

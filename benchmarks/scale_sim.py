@@ -87,17 +87,42 @@ def main() -> None:
 def check(folder: Path, capacity: Sequence[float]) -> dict[str, float]:
     """Simulated against real seconds -> by how many percent each is off. `capacity`: of 0, 1, ... processes at once."""
     errors = {}
-    print(f"{'trials read':<14} {'workers':>7} {'simulated s':>12} {'real s':>8} {'error':>7}")
+    print(
+        f"{'trials read':<14} {'workers':>7} {'simulated s':>12} {'real s':>8} {'error':>7}  simulated/real s of stages"
+    )
     for materialise, words in (("always", "activations"), ("never", "images")):
         for workers in CHECKED:
             run = real_run(folder, materialise, workers)
             plan = load_plan(str(run))
-            real = (run / "DONE").stat().st_mtime - (run / "config.yaml").stat().st_mtime
+            real = real_stages(run, plan)
             result = simulate(stages_of(plan), Cluster(workers, capacity=capacity.__getitem__))
-            simulated = result.seconds
-            errors[f"{words}/{workers}"] = error = round(100 * (simulated / real - 1), 1)
-            print(f"{words:<14} {workers:7} {simulated:12.1f} {real:8.1f} {error:6.1f}%", flush=True)
+            error = round(100 * (result.seconds / sum(real.values()) - 1), 1)
+            errors[f"{words}/{workers}"] = error
+            stages = {**result.stages, "trials": result.stages["Ray Tune"] + result.stages["trials"]}
+            each = ", ".join(f"{name} {stages[name]:.0f}/{seconds:.0f}" for name, seconds in real.items())
+            print(
+                f"{words:<14} {workers:7} {result.seconds:12.1f} {sum(real.values()):8.1f} {error:6.1f}%  {each}",
+                flush=True,
+            )
     return errors
+
+
+def real_stages(run: Path, plan: Plan) -> dict[str, float]:
+    """Seconds of each stage, by when what it writes last was written."""
+    assert plan.estimate is not None
+    groups = {cost.trial_id: cost.group for cost in plan.estimate.costs}
+    written = {trial: (run / "trials" / trial / "result.json").stat().st_mtime for trial in groups}
+    ends = {
+        "frozen work": (run / "activations.json").stat().st_mtime if (run / "activations.json").exists() else 0.0,
+        "linear probes": max((written[trial] for trial, group in groups.items() if group is not None), default=0.0),
+        "trials": max(written[trial] for trial, group in groups.items() if group is None),
+        "report": (run / "DONE").stat().st_mtime,
+    }
+    seconds, before = {}, (run / "config.yaml").stat().st_mtime
+    for name, end in ends.items():
+        if end:
+            seconds[name], before = end - before, end
+    return seconds
 
 
 def real_run(folder: Path, materialise: str, workers: int) -> Path:

@@ -30,6 +30,7 @@ class Stage:
     name: str
     jobs: Sequence[Job]
     process_seconds: float  # of work before a worker's first job of this stage
+    speed_up: float = 1.0  # of a job whose threads find an idle core
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _run_stage(stage: Stage, cluster: Cluster, now: float, idle: list[_Worker]) 
     running: list[tuple[float, int, _Worker, Job, int]] = []  # by the reading of a clock that runs with the work
     clock, last = 0.0, now
     while coming or running:
-        rate = cluster.capacity(len(running)) / len(running) if running else 1.0
+        rate = _rate(cluster, len(running), stage.speed_up)
         finish = last + (running[0][0] - clock) / rate if running else NEVER
         if coming and coming[0][0] <= finish:
             now, _, worker = heapq.heappop(coming)
@@ -107,6 +108,14 @@ def _run_stage(stage: Stage, cluster: Cluster, now: float, idle: list[_Worker]) 
             worker.free = now
             ended.append(worker)
     return now, spent, ended
+
+
+def _rate(cluster: Cluster, running: int, speed_up: float) -> float:
+    """How fast each of so many jobs goes; what its threads add is at most what one more job would."""
+    if not running:
+        return 1.0
+    alone = cluster.capacity(running) / running
+    return max(alone, min(speed_up, cluster.capacity(running + 1) / running))
 
 
 def _is_gone(worker: _Worker, cluster: Cluster, now: float) -> bool:

@@ -37,7 +37,14 @@ from benchmarks.machine import describe, shared_folder
 from benchmarks.scale_events import Cluster, Job, Result, Stage, simulate
 from benchmarks.side_by_side import measure_capacity
 from tlray.budget.costs import CHECKPOINT_SECONDS
-from tlray.budget.estimate import EXPORT_SECONDS, PROBE_SHARE, REPORT_SECONDS, TUNE_SECONDS, group_seconds
+from tlray.budget.estimate import (
+    EXPORT_SECONDS,
+    PROBE_SHARE,
+    REPORT_SECONDS,
+    STARTED_TOGETHER,
+    TUNE_SECONDS,
+    group_seconds,
+)
 from tlray.budget.machines import USUAL_PROCESS
 from tlray.plan import Plan, load_plan
 
@@ -70,7 +77,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tlray-benchmark-") as name:
         folder = Path(name)
         if not options.no_check:
-            outcome["capacity"] = capacity = [round(work, 2) for work in measure_capacity(max(CHECKED))]
+            outcome["capacity"] = capacity = [round(work, 2) for work in measure_capacity(max(CHECKED) + 1)]
             print(f"work of 1, 2, ... processes at once: {', '.join(map(str, capacity[1:]))}")
             outcome["errors_percent"] = check(folder, capacity)
             outcome["worst_error_percent"] = max(abs(error) for error in outcome["errors_percent"].values())
@@ -95,7 +102,7 @@ def check(folder: Path, capacity: Sequence[float]) -> dict[str, float]:
             run = real_run(folder, materialise, workers)
             plan = load_plan(str(run))
             real = real_stages(run, plan)
-            result = simulate(stages_of(plan), Cluster(workers, capacity=capacity.__getitem__))
+            result = simulate(stages_of(plan, workers), Cluster(workers, capacity=capacity.__getitem__))
             error = round(100 * (result.seconds / sum(real.values()) - 1), 1)
             errors[f"{words}/{workers}"] = error
             stages = {**result.stages, "trials": result.stages["Ray Tune"] + result.stages["trials"]}
@@ -155,7 +162,7 @@ def small_config(storage: Path, materialise: str) -> dict[str, Any]:
     }
 
 
-def stages_of(plan: Plan) -> list[Stage]:
+def stages_of(plan: Plan, workers: int) -> list[Stage]:
     """The stages of a planned run on one machine. Its activation pass is one process, measured with its threads."""
     estimate = plan.estimate
     assert estimate is not None
@@ -164,10 +171,13 @@ def stages_of(plan: Plan) -> list[Stage]:
     frozen = seconds.get("frozen work", 0.0)
     stages = [Stage("frozen work", [Job((frozen,))], 0.0)] if frozen else []
     stages += [Stage("linear probes", [Job(tuple(grouped.values()))], 0.0)] if grouped else []
-    trials = [Job((cost.seconds,)) for cost in estimate.costs if cost.group is None]
+    alone = [cost for cost in estimate.costs if cost.group is None]
+    trials = [Job((cost.seconds,)) for cost in alone]
+    speed_up = sum(cost.seconds for cost in alone) / sum(cost.overlapped_seconds or cost.seconds for cost in alone)
+    process = estimate.machines.process_seconds
     stages.append(Stage("Ray Tune", [Job((TUNE_SECONDS,))], 0.0))
-    stages.append(Stage("trials", trials, estimate.machines.process_seconds))
-    return [*stages, Stage("report", [Job((REPORT_SECONDS,))], 0.0)]
+    stages.append(Stage("trials", trials, process * STARTED_TOGETHER if workers > 1 else process, speed_up))
+    return [*stages, Stage("report", [Job((process + REPORT_SECONDS,))], 0.0)]
 
 
 @dataclass(frozen=True)
@@ -180,7 +190,8 @@ class Costs:
     whole: float  # up to the head
     suffix: float  # a step of what trains behind the cut: training and validation images, averaged
     probe: float  # likewise of a single linear probe on features
-    bytes_at_cut: int
+    bytes_at_cut: int  # of an image, as they are read
+    bytes_at_head: int
     draws: float  # of an image that go through the prefix when activations are kept: validation images need one
 
 
@@ -218,6 +229,7 @@ def measured_costs(plan: Plan) -> list[Costs]:
                 suffix=an_image(partial.trials[0]),
                 probe=an_image(whole.trials[0]),
                 bytes_at_cut=partial.bytes_per_image,
+                bytes_at_head=whole.bytes_per_image,
                 draws=(1 - VALIDATION_SHARE) * max(1, partial.views) + VALIDATION_SHARE,
             )
         )
@@ -257,9 +269,11 @@ def shared_stages(costs: list[Costs], gpu_speed: float, cores: float) -> list[St
         each = cost.draws * IMAGES_PER_CHUNK * max(cost.decode / cores, cost.whole / gpu_speed)
         chunks += [Job((each,))] * -(-IMAGES // IMAGES_PER_CHUNK)
     each_kind = TRIALS // (2 * len(costs))
+    heads = 1 + PROBE_SHARE * (each_kind - 1)  # of the time of one
     probes = [
-        Job((IMAGES * cost.probe * (1 + PROBE_SHARE * (each_kind - 1)),) * EPOCHS) for cost in costs
-    ]  # at a core's speed: what they read is all they wait for
+        Job((IMAGES * max(cost.bytes_at_head / READ_BYTES_PER_SECOND, heads * cost.probe / gpu_speed),) * EPOCHS)
+        for cost in costs
+    ]
     asha = Asha()
     partial = [
         asha.job(IMAGES * max(cost.bytes_at_cut / READ_BYTES_PER_SECOND, cost.suffix / gpu_speed))
@@ -271,7 +285,7 @@ def shared_stages(costs: list[Costs], gpu_speed: float, cores: float) -> list[St
         Stage("linear probes", probes, 0.0),
         Stage("Ray Tune", [Job((TUNE_SECONDS,))], 0.0),
         Stage("trials", partial, USUAL_PROCESS),
-        Stage("exports and report", [Job((EXPORT_SECONDS + REPORT_SECONDS,))], 0.0),
+        Stage("exports and report", [Job((USUAL_PROCESS + EXPORT_SECONDS + REPORT_SECONDS,))], 0.0),
     ]
 
 
@@ -286,7 +300,7 @@ def alone_stages(costs: list[Costs], gpu_speed: float, cores: float) -> list[Sta
     return [
         Stage("Ray Tune", [Job((TUNE_SECONDS,))], 0.0),
         Stage("trials", trials, USUAL_PROCESS),
-        Stage("exports and report", [Job((EXPORT_SECONDS + REPORT_SECONDS,))], 0.0),
+        Stage("exports and report", [Job((USUAL_PROCESS + EXPORT_SECONDS + REPORT_SECONDS,))], 0.0),
     ]
 
 

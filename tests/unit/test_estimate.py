@@ -82,6 +82,13 @@ def test_trials_of_a_batched_head_cost_little_more_than_one_and_others_share_the
     )
 
 
+def test_a_trial_beside_idle_cores_takes_what_reading_and_training_take_at_once() -> None:
+    costs = [TrialCost(trial_id="a", seconds=10, overlapped_seconds=7, group=None)]
+    idle = MACHINES.model_copy(update={"idle_cores": True})
+    assert sweep_seconds(costs, (), MACHINES) - sweep_seconds(costs, (), idle) == pytest.approx(3)
+    assert sweep_seconds([cost("a", 10)], (), idle) == sweep_seconds([cost("a", 10)], (), MACHINES)
+
+
 def test_cuts_of_one_backbone_cost_one_forward_and_what_is_stored_nothing() -> None:
     costs = [cost("a", 0, "g"), cost("b", 0, "g")]
     deep = source("x", 9, ("a",), prefix_seconds=0.09)
@@ -120,7 +127,7 @@ def test_a_run_is_priced_by_all_its_instances_and_without_what_is_dropped() -> N
     costs = [cost("000-baseline", 100), cost("a", 200), cost("b", 5000)]
     prices = PricesConfig(per_hour={"gpu": 3.6, "cpu": 0.36}, instances={"gpu": 2, "cpu": 1})
     estimate = estimate_run((), costs, ["b"], MACHINES, ExportConfig(top_k=1), prices)
-    seconds = start_seconds(MACHINES) + 200 + conclusion_seconds(ExportConfig(top_k=1))
+    seconds = start_seconds(MACHINES) + 200 + conclusion_seconds(ExportConfig(top_k=1), MACHINES.process_seconds)
     assert estimate.seconds == pytest.approx(seconds)
     assert estimate.price == pytest.approx(seconds * (2 * 3.6 + 0.36) / 3600)
     assert estimate.dropped == ("b",)

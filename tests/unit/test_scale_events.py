@@ -7,8 +7,8 @@ import pytest
 from benchmarks.scale_events import Cluster, Job, Stage, simulate
 from tlray.budget.estimate import makespan
 
-TWO_CORES = [0.0, 1.0, 2.0, 2.0, 2.0].__getitem__
-TWO_HALVES = [0.0, 1.0, 1.25].__getitem__  # of one core: two at once get a quarter more done than one
+TWO_CORES = [0.0, 1.0, 2.0, 2.0, 2.0, 2.0].__getitem__
+TWO_HALVES = [0.0, 1.0, 1.25, 1.25].__getitem__  # of one core: two at once get a quarter more done than one
 
 
 def jobs(*seconds: float) -> list[Job]:
@@ -32,6 +32,16 @@ def test_workers_that_share_cores_slow_each_other_down() -> None:
     # 3 share 2 cores until the short one has ended at 3 s; the others have done 2 s of their work by then
     assert simulate([Stage("trials", jobs(2, 12, 12), 0.0)], Cluster(3, capacity=TWO_CORES)).seconds == pytest.approx(
         13
+    )
+
+
+def test_a_jobs_own_threads_use_a_core_that_is_idle() -> None:
+    one, two = [Stage("trials", jobs(12), 0.0, 1.5)], [Stage("trials", jobs(12, 12), 0.0, 1.5)]
+    assert simulate(one, Cluster(1, capacity=TWO_CORES)).seconds == pytest.approx(8)
+    assert simulate(two, Cluster(1, capacity=TWO_CORES)).seconds == pytest.approx(16)
+    assert simulate(two, Cluster(2, capacity=TWO_CORES)).seconds == pytest.approx(12)
+    assert simulate([Stage("trials", jobs(12), 0.0, 1.5)], Cluster(1, capacity=TWO_HALVES)).seconds == pytest.approx(
+        9.6
     )
 
 

@@ -40,7 +40,7 @@ class Phase:
 def trial_seconds(
     trial: TrialConfig, phases: Sequence[Phase], num_images: dict[str, int], config: RunConfig, *, overlapped: bool
 ) -> float:
-    """One trial alone. `overlapped`: images are made ready while a GPU trains; else both take the same cores."""
+    """One trial alone. `overlapped`: images are made ready while it trains, on a GPU or on cores beside it."""
     threads = config.data.num_threads
 
     def each(read: float, step: float) -> float:

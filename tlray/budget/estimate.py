@@ -18,8 +18,8 @@ from tlray.config import ExportConfig, PricesConfig, SweepConfig
 
 TUNE_SECONDS = 6.0  # until Ray Tune is imported and asks for its first process
 STARTED_TOGETHER = 1.5  # what processes that import torch at the same time take longer than one
-EXPORT_SECONDS = 14.0  # of a bundle: three formats, and comparing them
-REPORT_SECONDS = 3.0
+EXPORT_SECONDS = 7.0  # of a bundle: three formats, and comparing them
+REPORT_SECONDS = 3.0  # leaderboard, figures and page, once torch is imported
 PROBE_SHARE = 0.02  # of the first probe's time that each further one of its batched head takes
 
 
@@ -39,7 +39,14 @@ class TrialCost(BaseModel):
 
     trial_id: str
     seconds: float  # as far as the scheduler lets it go on average
+    overlapped_seconds: float | None = None  # where what reads its images has cores of its own
     group: str | None  # trials of equal groups train as one batched head
+
+    def on(self, machines: Machines) -> float:
+        """Seconds of it there."""
+        if machines.idle_cores and self.overlapped_seconds is not None:
+            return self.overlapped_seconds
+        return self.seconds
 
 
 class Estimate(BaseModel):
@@ -69,7 +76,7 @@ def estimate_run(
 ) -> Estimate:
     """The whole run without the trials in `dropped`."""
     kept = [cost for cost in costs if cost.trial_id not in dropped]
-    conclusion = Stage(name="exports and report", seconds=conclusion_seconds(export))
+    conclusion = Stage(name="exports and report", seconds=conclusion_seconds(export, machines.process_seconds))
     stages = (*sweep_stages(kept, sources, machines), conclusion)
     return Estimate(
         machines=machines,
@@ -91,7 +98,7 @@ def sweep_stages(
 ) -> tuple[Stage, ...]:
     """The frozen work, the batched linear probes, and the other trials."""
     grouped = [cost for cost in costs if cost.group is not None]
-    alone = [cost.seconds for cost in costs if cost.group is None]
+    alone = [cost.on(machines) for cost in costs if cost.group is None]
     stages = []
     if (frozen := frozen_seconds(_read_by(costs, sources), machines)) > 0:
         stages.append(Stage(name="frozen work", seconds=frozen))
@@ -111,13 +118,14 @@ def start_seconds(machines: Machines) -> float:
     return TUNE_SECONDS + together * machines.process_seconds
 
 
-def conclusion_seconds(export: ExportConfig) -> float:
-    return REPORT_SECONDS + EXPORT_SECONDS * export.top_k
+def conclusion_seconds(export: ExportConfig, process_seconds: float) -> float:
+    """After the last trial; the driver is then the one to import torch."""
+    return process_seconds + REPORT_SECONDS + EXPORT_SECONDS * export.top_k
 
 
 def reserved_seconds(export: ExportConfig, machines: Machines) -> float:
     """What of a budget is kept for after the last epoch: scoring what is stopped, in a new process, and the end."""
-    return machines.process_seconds + conclusion_seconds(export)
+    return machines.process_seconds + conclusion_seconds(export, machines.process_seconds)
 
 
 def _read_by(costs: Sequence[TrialCost], sources: Sequence[ActivationSource]) -> list[ActivationSource]:

@@ -19,6 +19,7 @@ class Machines(BaseModel):
     pass_tasks: int = 1  # at once
     pass_threads: int = 1  # of each, which decode, and compute where there is no GPU
     on_gpus: bool = False  # each pass task has one, and decodes while it computes
+    idle_cores: bool = False  # beside each worker of a trial there is a core for the threads that read its images
 
 
 def cpus_of_a_pass_task(nodes: Iterable[tuple[float, float]], *, on_gpus: bool) -> float:

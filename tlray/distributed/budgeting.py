@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from tlray.budget.choice import backbone_key, choose, limit_seconds, limit_trials
 from tlray.budget.clock import Budget
-from tlray.budget.estimate import conclusion_seconds, reserved_seconds, sweep_seconds
+from tlray.budget.estimate import reserved_seconds, sweep_seconds
+from tlray.budget.machines import Machines
 from tlray.config import TrialConfig
 from tlray.prepare import Run
 from tlray.results import load_results
@@ -17,8 +18,8 @@ from tlray.results import load_results
 def open_budget(run: Run) -> Budget:
     """The run's clock, which starts now, or goes on."""
     estimate, export = run.plan.estimate, run.config.export
-    reserve = conclusion_seconds(export) if estimate is None else reserved_seconds(export, estimate.machines)
-    return Budget(run.uri, limit_seconds(run.config), reserve)
+    machines = estimate.machines if estimate is not None else Machines(concurrent_trials=1)
+    return Budget(run.uri, limit_seconds(run.config), reserved_seconds(export, machines))
 
 
 def within_budget(

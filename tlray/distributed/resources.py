@@ -118,12 +118,13 @@ def trial_resources(
 
 def machines_of(config: RunConfig, cluster: ClusterSummary) -> Machines:
     """What works on a run on this cluster, for the plan's estimate."""
-    tasks = model_tasks(config.sweep, cluster)
+    tasks, trials = model_tasks(config.sweep, cluster), trial_resources(config, cluster)
     return Machines(
-        concurrent_trials=trial_resources(config, cluster).concurrent,
+        concurrent_trials=trials.concurrent,
         pass_tasks=tasks.concurrent,
         pass_threads=tasks.threads,
         on_gpus=tasks.gpus > 0,
+        idle_cores=cluster.most("CPU") >= 2 * trials.concurrent * trials.num_workers * trials.cpus,
     )
 
 

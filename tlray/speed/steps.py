@@ -84,6 +84,7 @@ def this_machine(config: RunConfig) -> Machines:
         pass_tasks=gpus if on_gpus else max(1, int(cpus // pass_cpus)),
         pass_threads=int(pass_cpus),
         on_gpus=on_gpus,
+        idle_cores=cpus >= 2 * max(1, concurrent) * sweep.workers_per_trial * sweep.cpus_per_worker,
     )
 
 

@@ -72,8 +72,11 @@ def trial_cost(
             read, on_features = ReadSeconds(first=seconds, again=seconds), can_fuse(trial)
         phases.append(Phase(epochs, step, read))
     fused = on_features and config.activations.fuse_probes
+    overlapped = trial_seconds(trial, phases, num_images, config, overlapped=True)
+    sequential = trial_seconds(trial, phases, num_images, config, overlapped=False)
     return TrialCost(
         trial_id=trial.trial_id,
-        seconds=trial_seconds(trial, phases, num_images, config, overlapped=torch.cuda.is_available()),
+        seconds=overlapped if torch.cuda.is_available() else sequential,
+        overlapped_seconds=overlapped,
         group=repr(fusion_key(trial)) if fused else None,
     )

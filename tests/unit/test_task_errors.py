@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import ray
 
+from tlray.distributed.cluster import connect
 from tlray.distributed.errors import answer, reason_of
-from tlray.errors import DataError, TrialError
+from tlray.errors import ClusterError, DataError, TlrayError, TrialError
 
 
 def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,3 +36,27 @@ def test_any_other_end_says_what_broke_down_why_and_what_to_do(monkeypatch: pyte
 @pytest.mark.parametrize("error", [AssertionError(), KeyboardInterrupt()])
 def test_an_error_without_words_is_named(error: BaseException) -> None:
     assert reason_of(error) == type(error).__name__
+
+
+@pytest.mark.parametrize(
+    ("address", "kind", "exit_code", "said"),
+    [
+        ("10.0.0.1:6379", ClusterError, 2, r"^RAY_ADDRESS 10\.0\.0\.1:6379: nobody there; check it"),
+        (None, TlrayError, 1, r"^Ray cannot be started on this machine: nobody there Give the same command again"),
+    ],
+)
+def test_a_ray_that_cannot_be_reached_or_started_is_one_clear_error(
+    address: str | None, kind: type[TlrayError], exit_code: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**settings: Any) -> None:
+        raise Exception("nobody there")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(kind, match=said) as caught:
+        connect()
+    assert caught.value.exit_code == exit_code

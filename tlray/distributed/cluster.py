@@ -14,6 +14,8 @@ import ray
 
 from tlray.config import ClusterConfig
 from tlray.distributed.autoscaling import HEAD_RESOURCE, Growth, NodeType, find_growth
+from tlray.distributed.errors import reason_of
+from tlray.errors import ClusterError, TlrayError
 
 Resources = Mapping[str, float]  # by Ray's names
 ROUNDING = 1e-6  # three shares of 0.3333 are a GPU
@@ -100,17 +102,30 @@ class ClusterSummary:
 
 
 def connect() -> None:
-    """Join the cluster that RAY_ADDRESS or `ray start` names, or start one on this machine (localhost only)."""
+    """Join the cluster that RAY_ADDRESS or `ray start` names, or start one on this machine (localhost only).
+
+    ClusterError for an address where nothing answers; TlrayError where this machine is too busy to start Ray.
+    """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's GPU variable would otherwise be emptied in tasks that reserve none, with a warning each time.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(
-        include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except Exception as error:  # a bare one where a process of Ray's does not come up within 30 s
+        ray.shutdown()
+        if address:
+            raise ClusterError(f"RAY_ADDRESS {address}: {reason_of(error)}; check it with `ray status`") from error
+        raise TlrayError(
+            f"Ray cannot be started on this machine: {reason_of(error)} Give the same command again when less runs "
+            "here; `tlray doctor` says what memory and CPUs there are"
+        ) from error
 
 
 def cluster_summary(config: ClusterConfig | None = None) -> ClusterSummary:

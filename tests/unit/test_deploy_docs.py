@@ -116,7 +116,8 @@ def check_job(words: list[str]) -> None:
     said: list[list[str]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [script, *words[2:]])
-        patch.setattr(tlray.cli, "main", said.append)
+        patch.setattr(tlray.cli, "main", said.append)  # imported by the script itself
+        patch.setattr(tlray.cli.job, "main", said.append)
         runpy.run_path(str(ROOT / script), run_name="__main__")
     check_tlray(said[0])
 

@@ -42,7 +42,7 @@ def test_an_error_without_words_is_named(error: BaseException) -> None:
     ("address", "kind", "exit_code", "said"),
     [
         ("10.0.0.1:6379", ClusterError, 2, r"^RAY_ADDRESS 10\.0\.0\.1:6379: nobody there; check it"),
-        (None, TlrayError, 1, r"^Ray cannot be started on this machine: nobody there Give the same command again"),
+        (None, TlrayError, 1, r"^Ray cannot be started on this machine: nobody there; give the same command again"),
     ],
 )
 def test_a_ray_that_cannot_be_reached_or_started_is_one_clear_error(

@@ -123,8 +123,8 @@ def connect() -> None:
         if address:
             raise ClusterError(f"RAY_ADDRESS {address}: {reason_of(error)}; check it with `ray status`") from error
         raise TlrayError(
-            f"Ray cannot be started on this machine: {reason_of(error)} Give the same command again when less runs "
-            "here; `tlray doctor` says what memory and CPUs there are"
+            f"Ray cannot be started on this machine: {reason_of(error).rstrip('.')}; give the same command again when "
+            "less runs here, `tlray doctor` says what memory and CPUs there are"
         ) from error
 
 

@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from tlray.errors import TrialError
 HEAD_RESOURCE = "node:__internal_head__"  # every head has it
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 UNBOUNDED = 1000  # nodes, where a platform reports no limit
+_warned: set[str] = set()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def of_kubernetes() -> Growth | None:
     try:
         cluster = KubernetesHttpApiClient(namespace=NAMESPACE_FILE.read_text().strip()).get(f"rayclusters/{name}")
     except OSError as error:  # requests' errors are OSErrors; KubeRay gives no permission where nothing autoscales
-        _warn(f"RayCluster {name} cannot be read ({error})")
+        _warn_once(f"RayCluster {name} cannot be read", error)
         return None
     if not cluster["spec"].get("enableInTreeAutoscaling"):
         return None
@@ -102,7 +102,7 @@ def _of_the_head() -> Growth | None:
     try:
         text = _monitor_file(address) if head["NodeID"] == own else _asked_on_the_head(address)
     except (OSError, TrialError) as error:
-        _warn(f"the autoscaler's configuration cannot be read on the head ({error})")
+        _warn_once("the autoscaler's configuration cannot be read on the head", error)
         return None
     return growth_of(yaml.safe_load(text), "the autoscaler's configuration") if text else None
 
@@ -124,8 +124,9 @@ def _monitor_file(gcs_address: str) -> str:
     return ""
 
 
-@cache
-def _warn(what: str) -> None:
-    """Once for each fault: the cluster is looked at again and again."""
-    remedy = "where the cluster grows, say in cluster.node_types how far"
-    print(f"warning: {what}: only the nodes that are there are counted on; {remedy}", file=sys.stderr)
+def _warn_once(what: str, error: Exception) -> None:
+    """The cluster is looked at again and again, and an error's own words may differ each time."""
+    if what not in _warned:
+        _warned.add(what)
+        remedy = "where the cluster grows, say in cluster.node_types how far"
+        print(f"warning: {what} ({error}): only the nodes that are there are counted on; {remedy}", file=sys.stderr)

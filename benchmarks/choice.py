@@ -5,8 +5,8 @@
 Three sets of real images, some 300 of each to train on, four backbones with ImageNet weights at 112 pixels; three rates
 for linear probes and for partial training, three rates with and without augmentation for fine-tuning all blocks: 48
 configurations. The oracle is an exhaustive sweep of all of them; its accuracy
-is the best that any of them has *on the test images*, which nobody can know beforehand. tlray gets the same
-configuration with a shortlist of two and budget.hours such that all its work is a tenth of the oracle's.
+is the best that any of them has *on the test images*, which nobody can know beforehand. tlray gets the same configuration
+with its own scheduler, a shortlist of two and budget.hours such that all its work is a tenth of the oracle's.
 
 Random search and ASHA (Li et al., MLSys 2020; on two workers) are replayed from the oracle's rows and learning curves
 at a tenth of its cost, 2,000 times each, and choose by validation accuracy, as tlray does. *Plain* ones pay for each
@@ -86,7 +86,11 @@ def compare(folder: Path, data: str, seed: int) -> dict[str, Any]:
     best = max(accuracy(row) for row in rows)
 
     allowed = SHARE * cost / WORKERS + unavoidable_seconds(plan)
-    narrowed = {"ranking": {"shortlist": 2}, "budget": {"hours": allowed / 3600}}
+    narrowed = {
+        "ranking": {"shortlist": 2},
+        "budget": {"hours": allowed / 3600},
+        "sweep": {"max_concurrent_trials": WORKERS},
+    }
     chosen, chosen_wall = run(folder, f"{data}-{seed}-choice", config(images, seed) | narrowed)
     champion = load_leaderboard(str(chosen)).champion
     assert champion is not None

@@ -25,7 +25,8 @@ class SweepProgress:
     def __init__(self, trials: Sequence[TrialConfig], finished: Sequence[str], console: Console) -> None:
         self._epochs = {trial.trial_id: trial.recipe.epochs for trial in trials}
         self._left = {trial_id: epochs for trial_id, epochs in self._epochs.items() if trial_id not in finished}
-        self._total = sum(self._left.values())
+        self._chosen = set(self._left)
+        self._total = self._epochs_left()
         self._num_finished = len(finished)
         self._running: dict[str, dict[str, Any]] = {}
         self._best: tuple[float, str] | None = None
@@ -44,6 +45,14 @@ class SweepProgress:
     ) -> None:
         if self._console.is_terminal:
             self._live.stop()
+
+    def trials_chosen(self, trial_ids: Sequence[str]) -> None:
+        """What a budget has room for as far as is known; only these count for the time left."""
+        self._chosen = set(trial_ids)
+        self._total = self._epochs_left()
+        self._started = time.monotonic()
+        if waiting := len(self._left.keys() - self._chosen):
+            self._console.print(f"{waiting} trials wait: the budget may have no room for them", highlight=False)
 
     def activations_computed(self, done: int, total: int) -> None:
         """`done` of `total` images have been through a frozen prefix."""
@@ -95,12 +104,15 @@ class SweepProgress:
         )
 
     def _time_left(self) -> str:
-        left = sum(self._left.values())
+        left = self._epochs_left()
         done = self._total - left
         if left == 0 or done == 0:
             return ""
         seconds = (time.monotonic() - self._started) / done * left
         return f" (about {seconds / 60:.0f} min left)" if seconds >= 90 else f" (about {seconds:.0f} s left)"
+
+    def _epochs_left(self) -> int:
+        return sum(epochs for trial_id, epochs in self._left.items() if trial_id in self._chosen)
 
     def table(self) -> Table:
         """The running trials and the totals, as they stand."""

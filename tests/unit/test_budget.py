@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from tlray.budget.choice import backbone_key, by_worth, choose, limit_seconds, limit_trials
+from tlray.budget.choice import choose, limit_seconds, limit_trials
 from tlray.budget.clock import Budget
+from tlray.budget.worth import backbone_key, by_worth
 from tlray.config import BackboneConfig, PricesConfig, Recipe, RunConfig, StrategyConfig, TrialConfig
 from tlray.errors import StorageError
 
@@ -76,17 +77,50 @@ def test_after_a_backbones_first_trial_its_strategies_take_turns_from_the_middle
     assert sorted(ids(by_worth(trials, {}))) == sorted(ids(trials))
 
 
-def test_while_all_do_not_fit_the_worse_half_of_the_backbones_goes() -> None:
+def test_a_strategy_with_long_trials_waits_until_the_others_have_had_as_much_time() -> None:
+    def trial(strategy: str, lr: float) -> TrialConfig:
+        return TrialConfig(
+            trial_id=f"{strategy} {lr:g}",
+            backbone=BackboneConfig(id="a"),
+            strategy=StrategyConfig(strategy=strategy),
+            recipe=Recipe(lr=lr),
+            seed=0,
+        )
+
+    rates = (0.001, 0.01, 0.05)
+    trials = [trial(strategy, lr) for strategy in ("linear_probe", "full") for lr in rates]
+    seconds = {one.trial_id: 10.0 if one.strategy.strategy == "full" else 4.0 for one in trials}
+    assert ids(by_worth(trials, {}, seconds)) == [
+        "linear_probe 0.001",
+        "linear_probe 0.01",
+        "full 0.01",
+        "linear_probe 0.05",
+        "full 0.05",
+        "full 0.001",
+    ]
+
+
+def test_while_all_do_not_fit_the_worse_half_of_the_backbones_goes_to_the_end() -> None:
     scores = {key("a"): 0.1, key("b"): 0.9, key("c"): 0.8, key("d"): 0.2}
     trials = trials_of(a=2, b=2, c=2, d=2)
     assert choose(trials, ten_seconds_each, 90, scores) == (trials, [])
-    kept, dropped = choose(trials, ten_seconds_each, 89, scores)
-    assert ids(kept) == ["000-baseline", "b0", "b1", "c0", "c1"]
+    kept, dropped = choose(trials, ten_seconds_each, 59, scores)
+    assert ids(kept) == ["000-baseline", "b0", "c0", "b1", "c1"]
     assert dropped == ["a0", "a1", "d0", "d1"]
     kept, _ = choose(trials, ten_seconds_each, 35, scores)
     assert ids(kept) == ["000-baseline", "b0", "b1"]
     kept, _ = choose(trials, ten_seconds_each, 20, scores)
     assert ids(kept) == ["000-baseline", "b0"]
+
+
+def test_what_the_better_backbones_leave_of_the_time_goes_to_those_that_went_last() -> None:
+    scores = {key("a"): 0.1, key("b"): 0.9, key("c"): 0.8, key("d"): 0.2}
+    kept, dropped = choose(trials_of(a=2, b=2, c=2, d=2), ten_seconds_each, 89, scores)
+    assert ids(kept) == ["000-baseline", "b0", "c0", "b1", "c1", "d0", "a0", "d1"]
+    assert dropped == ["a1"]
+    kept, dropped = choose(trials_of(a=1, b=1, c=1, d=1), ten_seconds_each, 45, scores)
+    assert ids(kept) == ["000-baseline", "b0", "c0", "d0"]
+    assert dropped == ["a0"]
 
 
 def test_a_long_trial_makes_room_for_a_shorter_one_behind_it() -> None:
@@ -153,8 +187,7 @@ def test_a_budget_that_cannot_be_kept_is_refused(fields: dict[str, object], word
 
 def test_time_is_counted_over_the_parts_of_an_interrupted_run_and_not_between_them(tmp_path: Path) -> None:
     first = Budget(str(tmp_path), limit=100, reserve=10)
-    first.drop(["b"])
-    first.drop(["a", "b"])
+    first.leave_out(["b", "a"])
     content = json.loads((tmp_path / "budget.json").read_text())
     (tmp_path / "budget.json").write_text(json.dumps({**content, "spent_seconds": 60}))
     time.sleep(0.05)

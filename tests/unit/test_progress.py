@@ -51,6 +51,24 @@ def test_a_trial_that_is_stopped_and_scored_later_counts_once() -> None:
     assert [line[:5] for line in log.getvalue().splitlines()] == ["[2/2]", "[2/2]"]
 
 
+def test_what_waits_for_room_in_the_budget_is_counted_and_takes_no_part_in_the_time_left() -> None:
+    def last_line(chosen: list[str] | None) -> str:
+        log = io.StringIO()
+        with SweepProgress([trial(name) for name in "abcd"], [], Console(file=log, width=200)) as progress:
+            if chosen is not None:
+                progress.trials_chosen(chosen)
+            progress.trial_started("a")
+            progress.epoch_ended("a", epoch(1))
+            progress.trial_ended(result("a"))
+        return log.getvalue()
+
+    assert "wait" not in last_line(None)
+    assert "left)" in last_line(None)
+    assert last_line(["a"]).startswith("3 trials wait: the budget may have no room for them")
+    assert "left)" not in last_line(["a"])
+    assert "left)" in last_line(["a", "b"])
+
+
 def test_a_terminal_shows_running_trials_totals_speed_and_the_best_so_far() -> None:
     screen = io.StringIO()
     console = Console(file=screen, width=160, force_terminal=True)

@@ -24,7 +24,10 @@ def shard_mark(run_uri: str) -> str:
 def write_charges(
     run_uri: str, sources: Sequence[ActivationSource], trial_ids: Sequence[str], store: ActivationStore
 ) -> None:
-    """Counted from the shards that carry the run's mark: a run resumed many times still counts every image once."""
+    """Counted from the shards that carry the run's mark: a run resumed many times still counts every image once.
+
+    `trial_ids`: those that have a row or will have one, in the run's order; each source is read by one of them.
+    """
     by_backbone: dict[tuple[str, int], list[ActivationSource]] = defaultdict(list)
     for source in sources:
         if source.materialise:
@@ -37,8 +40,8 @@ def write_charges(
             for entry in store.index(key).entries:
                 if entry.run == shard_mark(run_uri):
                     forwards[key.augmentation, key.view, entry.id] = entry.rows
-        first = min((trial_id for source in readable for trial_id in source.trials), key=trial_ids.index)
-        charged[first] = sum(forwards.values())
+        readers = {trial_id for source in readable for trial_id in source.trials}
+        charged[next(trial_id for trial_id in trial_ids if trial_id in readers)] = sum(forwards.values())
     storage.write_text(_charges_uri(run_uri), json.dumps(charged, indent=1))
 
 

@@ -25,6 +25,7 @@ from tlray.activations.keys import ActivationKey
 from tlray.activations.location import Room, Speed
 from tlray.activations.planned import ActivationSource
 from tlray.activations.store import ActivationStore
+from tlray.activations.stored import count_stored, wanted_images
 from tlray.backbone import Backbone
 from tlray.config import DataConfig, RunConfig, TrialConfig
 from tlray.data.loader import load_draws
@@ -161,7 +162,7 @@ def _decide(
     bytes_per_image = cut.num_elements * itemsize if cut is not None else 0
     wanted = [wanted_images(manifest, view, readers.with_test) for view in range(demand.views)] if keys else []
     num_draws = sum(len(ids) for ids in wanted)
-    num_stored = sum(len(ids) - len(store.missing(key, ids)) for key, ids in zip(keys, wanted, strict=True))
+    num_stored = count_stored(keys, wanted, store)
     decode, prefix = seconds
     recompute = readers.num_reads * (decode + prefix)
     materialise = (num_draws - num_stored) * (decode + prefix + bytes_per_image * speed.write)
@@ -222,12 +223,6 @@ def within(sources: Sequence[ActivationSource], room: Room) -> list[ActivationSo
 
 def _loss_per_byte(source: ActivationSource) -> float:
     return (source.materialise_seconds - source.recompute_seconds) / max(1, source.num_draws * source.bytes_per_image)
-
-
-def wanted_images(manifest: Manifest, view: int, with_test: bool) -> list[str]:
-    """Content ids that a source needs in one of its draws: only training images have draws beyond the first."""
-    splits = ("train",) if view > 0 else ("train", "val", "test") if with_test else ("train", "val")
-    return list(dict.fromkeys(image.content_id for image in manifest.images if image.split in splits))
 
 
 def _keys(config: RunConfig, backbone: Backbone, demand: _Demand, trial: TrialConfig) -> list[ActivationKey]:

@@ -68,9 +68,9 @@ class Budget:
         if self.is_limited and time.monotonic() - self._saved > SAVED_EVERY:
             self.save()
 
-    def drop(self, trial_ids: Sequence[str]) -> None:
-        """Trials that there was no room for; they have no row."""
-        self.dropped = tuple(dict.fromkeys([*self.dropped, *trial_ids]))
+    def leave_out(self, trial_ids: Sequence[str]) -> None:
+        """All trials that there was no room for; they have no row."""
+        self.dropped = tuple(trial_ids)
         self.save()
 
     def save(self) -> None:

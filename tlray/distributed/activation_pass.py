@@ -6,7 +6,7 @@ Every chunk is a task that commits its own shards, so a killed worker costs a ch
 a killed run costs the chunks in progress: the next one lists what is missing and computes that.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import ray
 
@@ -16,6 +16,7 @@ from tlray.activations.keys import ActivationKey
 from tlray.activations.location import open_store
 from tlray.activations.planned import ActivationSource
 from tlray.activations.store import ActivationStore
+from tlray.config import TrialConfig
 from tlray.distributed.cluster import cluster_summary
 from tlray.distributed.errors import answer
 from tlray.distributed.resources import TaskResources, model_tasks
@@ -27,14 +28,19 @@ AHEAD = 2  # chunks queued for each that is computed, so that an autoscaler sees
 
 
 def compute_activations(
-    run: Run, store: ActivationStore, resources: TaskResources, progress: Callable[[int, int], None]
+    run: Run,
+    store: ActivationStore,
+    resources: TaskResources,
+    progress: Callable[[int, int], None],
+    readers: Sequence[TrialConfig] | None = None,
 ) -> dict[str, str]:
     """Compute what is missing -> why, for each backbone id whose activations cannot be made.
 
-    `progress` is told of (images through a prefix, of how many). TlrayError when the images themselves are at fault, or
-    when workers keep dying.
+    `progress` is told of (images through a prefix, of how many). `readers`: the trials that have a row or will have
+    one, where these are not all. TlrayError when the images themselves are at fault, or when workers keep dying.
     """
-    sources = run.plan.activations
+    ids = [trial.trial_id for trial in (run.trials if readers is None else readers)]
+    sources = tuple(source for source in run.plan.activations if not set(ids).isdisjoint(source.trials))
     chunks = list_chunks(
         sources,
         run.manifest,
@@ -57,7 +63,7 @@ def compute_activations(
         done += chunk.num_forwards
         failures |= outcome.failures
         progress(done, total)
-    write_charges(run.uri, sources, [trial.trial_id for trial in run.trials], store)
+    write_charges(run.uri, sources, ids, store)
     return failures
 
 

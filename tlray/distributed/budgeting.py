@@ -1,15 +1,18 @@
 """A run's trials within its budget: which of them go on, decided again when more is known. Neither Ray nor torch here.
 
 budget = open_budget(run)
-trials = within_budget(run, trials, budget, frozen_work_done=True)
+trials = worth_their_frozen_work(run, trials, probes, sources, budget)      # before the frozen work
+trials = within_budget(run, trials, budget)                                 # after it, as often as there is time left
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from tlray.budget.choice import backbone_key, choose, limit_seconds, limit_trials
+from tlray.activations.planned import ActivationSource
+from tlray.budget.choice import choose, limit_seconds, limit_trials
 from tlray.budget.clock import Budget
 from tlray.budget.estimate import reserved_seconds, sweep_seconds
 from tlray.budget.machines import Machines
+from tlray.budget.worth import backbone_key
 from tlray.config import TrialConfig
 from tlray.prepare import Run
 from tlray.results import load_results
@@ -22,29 +25,64 @@ def open_budget(run: Run) -> Budget:
     return Budget(run.uri, limit_seconds(run.config), reserved_seconds(export, machines))
 
 
-def within_budget(
-    run: Run, trials: Sequence[TrialConfig], budget: Budget, *, frozen_work_done: bool
+def within_number(run: Run, trials: Sequence[TrialConfig]) -> list[TrialConfig]:
+    """Those of `trials` that are among the `budget.trials` which the run may have."""
+    allowed, _ = limit_trials(run.trials, run.config.budget.trials)
+    ids = {trial.trial_id for trial in allowed}
+    return [trial for trial in trials if trial.trial_id in ids]
+
+
+def worth_their_frozen_work(
+    run: Run,
+    trials: Sequence[TrialConfig],
+    probes: Collection[str],
+    sources: Sequence[ActivationSource],
+    budget: Budget,
 ) -> list[TrialConfig]:
-    """Those of `trials` that there is room for; the others are noted as dropped.
+    """`trials` without those that read activations which there is no time to compute.
+
+    A backbone's linear probes on kept features (`probes`, by id) come with its frozen work, as they are next to
+    nothing beside it; where it has none, the first of its trials that reads activations does. `sources`: what is stored
+    by now. The other trials wait for what the probes tell.
+    """
+    reading = {trial_id for source in sources if source.materialise for trial_id in source.trials}
+    candidates = [trial for trial in trials if not trial.is_baseline]
+    probed = {backbone_key(trial.backbone) for trial in candidates if trial.trial_id in probes}
+    first = {
+        backbone_key(trial.backbone): trial.trial_id for trial in reversed(candidates) if trial.trial_id in reading
+    }
+    judged = {*probes, *(trial_id for key, trial_id in first.items() if key not in probed)}
+    kept = within_budget(
+        run, [trial for trial in trials if trial.is_baseline or trial.trial_id in judged], budget, sources
+    )
+    kept_ids = {trial.trial_id for trial in kept}
+    computed = {backbone_key(trial.backbone) for trial in kept if not trial.is_baseline}
+
+    def stays(trial: TrialConfig) -> bool:
+        if trial.is_baseline or trial.trial_id in judged:
+            return trial.trial_id in kept_ids
+        return trial.trial_id not in reading or backbone_key(trial.backbone) in computed
+
+    return [trial for trial in trials if stays(trial)]
+
+
+def within_budget(
+    run: Run, trials: Sequence[TrialConfig], budget: Budget, sources: Sequence[ActivationSource] = ()
+) -> list[TrialConfig]:
+    """Those of `trials` that there is time for, most worth first; `sources`: the frozen work that is not done yet.
 
     Backbones are judged by the best validation accuracy that any of their trials has so far.
     """
-    allowed, too_many = limit_trials(run.trials, run.config.budget.trials)
-    ids = {trial.trial_id for trial in allowed}
-    kept = [trial for trial in trials if trial.trial_id in ids]
-    too_long: list[str] = []
     estimate = run.plan.estimate
-    if budget.is_limited and estimate is not None:
-        costs = {cost.trial_id: cost for cost in estimate.costs}
-        sources = () if frozen_work_done else run.plan.activations
+    if not budget.is_limited or estimate is None or not trials:
+        return list(trials)
+    costs = {cost.trial_id: cost for cost in estimate.costs}
 
-        def seconds_of(some: Sequence[TrialConfig]) -> float:
-            return sweep_seconds([costs[trial.trial_id] for trial in some], sources, estimate.machines)
+    def seconds_of(some: Sequence[TrialConfig]) -> float:
+        return sweep_seconds([costs[trial.trial_id] for trial in some], sources, estimate.machines)
 
-        kept, too_long = choose(kept, seconds_of, budget.left(), scores_so_far(run))
-    dropped = {*too_many, *too_long} & {trial.trial_id for trial in trials}
-    if dropped:
-        budget.drop(sorted(dropped))
+    alone = {cost.trial_id: cost.on(estimate.machines) for cost in estimate.costs}
+    kept, _ = choose(trials, seconds_of, budget.left(), scores_so_far(run), alone)
     return kept
 
 

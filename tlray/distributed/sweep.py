@@ -18,11 +18,13 @@ from tlray.activations.charges import shard_mark
 from tlray.activations.keys import ActivationKey
 from tlray.activations.location import open_store
 from tlray.activations.planned import source_of
+from tlray.activations.store import ActivationStore
+from tlray.activations.stored import as_stored_now
 from tlray.budget.clock import Budget
 from tlray.config import TrialConfig
 from tlray.data.prepared import open_prepared
 from tlray.distributed.activation_pass import compute_activations
-from tlray.distributed.budgeting import open_budget, within_budget
+from tlray.distributed.budgeting import open_budget, within_budget, within_number, worth_their_frozen_work
 from tlray.distributed.cluster import cluster_summary, connect
 from tlray.distributed.errors import reason_of
 from tlray.distributed.probe_groups import run_probe_groups
@@ -50,10 +52,11 @@ def run_sweep(run: Run, watch: Watcher) -> None:
     shares = {planned.trial_id: planned.gpu_share for planned in run.plan.trials}
     resources = trial_resources(run.config, cluster, shares)
     _append_missing_rows(run)
-    remaining = [trial for trial in run.trials if not _is_finished(run.uri, trial.trial_id)]
-    for trial in remaining:  # a failed attempt's row must not be taken for the new attempt's
+    open_trials = [trial for trial in run.trials if not _is_finished(run.uri, trial.trial_id)]
+    for trial in open_trials:  # a failed attempt's row must not be taken for the new attempt's
         delete_trial_result(run.uri, trial.trial_id)
     budget = open_budget(run)
+    remaining = within_number(run, open_trials)
     store = open_store(run.config)
     kept = [source for source in run.plan.activations if source.materialise]
     keys = [ActivationKey(**fields) for source in kept for fields in source.keys]
@@ -64,13 +67,18 @@ def run_sweep(run: Run, watch: Watcher) -> None:
     ):
         if keys and remaining:
             tasks = model_tasks(run.config.sweep, cluster)
-            remaining = _within_budget_before_probes(run, remaining, budget, watch)
-            _fail_readers(run, compute_activations(run, store, tasks, watch.activations_computed), remaining, watch)
+            remaining = _worth_their_frozen_work(run, remaining, store, budget)
+            watch.trials_chosen([trial.trial_id for trial in remaining])
+            out = {trial.trial_id for trial in open_trials} - {trial.trial_id for trial in remaining}
+            readers = [trial for trial in run.trials if trial.trial_id not in out]
+            failures = compute_activations(run, store, tasks, watch.activations_computed, readers)
+            _fail_readers(run, failures, remaining, watch)
             groups = _probe_groups(run, [trial for trial in remaining if not _has_ended(run.uri, trial.trial_id)])
             _fail(run, run_probe_groups(run, groups, tasks, watch), watch)
         _tune(run, remaining, budget, resources, watch)
         stopped = [trial for trial in remaining if _was_stopped(run.uri, trial.trial_id)]
         _conclude(run, stopped, resources, watch)
+    _leave_out(run, budget, watch)
 
 
 def _probe_groups(run: Run, trials: Iterable[TrialConfig]) -> list[list[TrialConfig]]:
@@ -85,43 +93,30 @@ def _probe_groups(run: Run, trials: Iterable[TrialConfig]) -> list[list[TrialCon
     return list(groups.values())
 
 
-def _within_budget_before_probes(
-    run: Run, remaining: Sequence[TrialConfig], budget: Budget, watch: Watcher
+def _worth_their_frozen_work(
+    run: Run, remaining: Sequence[TrialConfig], store: ActivationStore, budget: Budget
 ) -> list[TrialConfig]:
-    """`remaining` without the linear probes that there is no time for; what else there is time for, they will tell."""
+    if not budget.is_limited:
+        return list(remaining)
     probes = {trial.trial_id for group in _probe_groups(run, remaining) for trial in group}
-    judged = [trial for trial in remaining if trial.is_baseline or trial.trial_id in probes]
-    kept = {trial.trial_id for trial in _keep_within(run, judged, budget, watch, frozen_work_done=False)}
-    return [trial for trial in remaining if trial.trial_id in kept or trial not in judged]
-
-
-def _keep_within(
-    run: Run, trials: Sequence[TrialConfig], budget: Budget, watch: Watcher, *, frozen_work_done: bool
-) -> list[TrialConfig]:
-    kept = within_budget(run, trials, budget, frozen_work_done=frozen_work_done)
-    for trial in trials:
-        if trial not in kept:
-            watch.trial_dropped(trial.trial_id)
-    return kept
+    sources = as_stored_now(run.plan.activations, run.manifest, store)
+    return worth_their_frozen_work(run, remaining, probes, sources, budget)
 
 
 def _tune(
     run: Run, remaining: Sequence[TrialConfig], budget: Budget, resources: TrialResources, watch: Watcher
 ) -> None:
-    """Ray Tune over what has not ended and fits the budget, started again where it breaks down itself."""
+    """Ray Tune over what has not ended and fits the budget; again while that leaves time, or where it breaks down."""
     failures = 0
-    while open_trials := [
-        trial for trial in remaining if trial.trial_id not in budget.dropped and not _has_ended(run.uri, trial.trial_id)
-    ]:
-        open_trials = _keep_within(run, open_trials, budget, watch, frozen_work_done=True)
-        if not open_trials:
-            return
+    while open_trials := within_budget(
+        run, [trial for trial in remaining if not _has_ended(run.uri, trial.trial_id)], budget
+    ):
         from tlray.distributed.tune_trials import tune_trials
 
+        watch.trials_chosen([trial.trial_id for trial in open_trials])
         before = _epochs_done(run)
         try:
-            if not tune_trials(run, open_trials, budget, resources, watch):
-                return
+            tune_trials(run, open_trials, budget, resources, watch)
             failures = 0
         except RuntimeError as error:
             # Tune gives up the whole sweep when Ray kills one trial's process for want of memory. The run folder
@@ -131,6 +126,17 @@ def _tune(
                 reason = str(error).splitlines()[0]
                 raise TrialError(f"the sweep broke down: {reason}; `tlray resume {run.uri}` goes on") from error
             watch.sweep_broke(str(error).splitlines()[0])
+        if budget.left() <= 0:
+            return
+
+
+def _leave_out(run: Run, budget: Budget, watch: Watcher) -> None:
+    """Note and say what the budget had no room for."""
+    left_out = [trial.trial_id for trial in run.trials if not _has_ended(run.uri, trial.trial_id)]
+    if left_out or budget.dropped:
+        budget.leave_out(left_out)
+    for trial_id in left_out:
+        watch.trial_dropped(trial_id)
 
 
 def _epochs_done(run: Run) -> int:

@@ -30,11 +30,12 @@ from tlray.training.record import failed_result, load_progress, trial_uri
 
 def tune_trials(
     run: Run, open_trials: Sequence[TrialConfig], budget: Budget, resources: TrialResources, watch: Watcher
-) -> bool:
-    """Train `open_trials` until each has ended, was stopped, or has lost its workers too often -> whether some have.
+) -> None:
+    """Train `open_trials` until each has ended, was stopped, or has lost its workers too often.
 
-    Those have come further meanwhile: started again, their restarts count anew. A run on nodes that come and go would
-    otherwise use up `sweep.max_failures` in time. RuntimeError when Tune itself breaks down.
+    What has come further until it lost them has neither a row nor a mark: started again, its restarts count anew. A run
+    on nodes that come and go would otherwise use up `sweep.max_failures` in time. RuntimeError when Tune itself breaks
+    down.
     """
     config = run.config
     # Rows are written by the trials; Tune's loggers, progress bars and metric checks would only stand in the way.
@@ -70,24 +71,19 @@ def tune_trials(
             ),
         ).fit()
     if budget.left() <= 0:  # Tune says nothing of the trials that it then ends
-        _end_of_budget(run.uri, [trial.trial_id for trial in open_trials], budget, watch)
-        return False
-    return bool(rows.lost)
+        _end_of_budget(run.uri, [trial.trial_id for trial in open_trials], watch)
 
 
 def _reserved(config: dict[str, Any], *, resources: TrialResources) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([resources.worker(config["trial"]["trial_id"])])
 
 
-def _end_of_budget(run_uri: str, trial_ids: Sequence[str], budget: Budget, watch: Watcher) -> None:
-    """What had an epoch is scored as it stands, the rest is dropped."""
+def _end_of_budget(run_uri: str, trial_ids: Sequence[str], watch: Watcher) -> None:
+    """What had an epoch is scored as it stands."""
     for trial_id in trial_ids:
-        if read_trial_result(run_uri, trial_id) is None and not storage.exists(stopped_marker(run_uri, trial_id)):
-            if load_progress(trial_uri(run_uri, trial_id)).epoch > 0:
-                _stop(run_uri, trial_id, watch)
-            else:
-                budget.drop([trial_id])
-                watch.trial_dropped(trial_id)
+        ended = read_trial_result(run_uri, trial_id) is not None or storage.exists(stopped_marker(run_uri, trial_id))
+        if not ended and load_progress(trial_uri(run_uri, trial_id)).epoch > 0:
+            _stop(run_uri, trial_id, watch)
 
 
 def _how_far(run_uri: str, trial_id: str) -> tuple[int, int]:
@@ -107,7 +103,6 @@ class _Rows(tune.Callback):
     def __init__(self, trials: dict[str, TrialConfig], run_uri: str, watch: Watcher) -> None:
         self._trials, self._run_uri, self._watch = trials, run_uri, watch
         self._before = {trial_id: _how_far(run_uri, trial_id) for trial_id in trials}
-        self.lost: list[str] = []  # ids of trials that have no row yet and are to be started again
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks for a restore that is never made, and a console cannot be pickled."""
@@ -136,7 +131,6 @@ class _Rows(tune.Callback):
         """Called when a trial has used up its restarts."""
         trial_id = our_trial_id(trial)
         if _how_far(self._run_uri, trial_id) > self._before[trial_id]:
-            self.lost.append(trial_id)
             return
         traceback = storage.read_text(trial.error_file) if trial.error_file else "no reason was given"
         reason = traceback.strip().splitlines()[-1]

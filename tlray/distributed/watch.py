@@ -1,11 +1,13 @@
 """Who is told what happens in a sweep while it happens; see `tlray.progress`."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from tlray.results import TrialResult
 
 
 class Watcher(Protocol):
+    def trials_chosen(self, trial_ids: Sequence[str]) -> None: ...
     def activations_computed(self, done: int, total: int) -> None: ...
     def trial_started(self, trial_id: str) -> None: ...
     def epoch_ended(self, trial_id: str, metrics: dict[str, Any]) -> None: ...

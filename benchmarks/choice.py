@@ -4,9 +4,9 @@
 
 Three sets of real images, some 300 of each to train on, four backbones with ImageNet weights at 112 pixels; three rates
 for linear probes and for partial training, three rates with and without augmentation for fine-tuning all blocks: 48
-configurations. The oracle is an exhaustive sweep of all of them; its accuracy
-is the best that any of them has *on the test images*, which nobody can know beforehand. tlray gets the same configuration
-with its own scheduler, a shortlist of two and budget.hours such that all its work is a tenth of the oracle's.
+configurations. The oracle is an exhaustive sweep of all of them; its accuracy is the best that any of them has *on the
+test images*, which nobody can know beforehand. tlray gets the same configuration with its own scheduler, a shortlist of
+two and budget.hours such that all its work is a tenth of the oracle's.
 
 Random search and ASHA (Li et al., MLSys 2020; on two workers) are replayed from the oracle's rows and learning curves
 at a tenth of its cost, 2,000 times each, and choose by validation accuracy, as tlray does. *Plain* ones pay for each

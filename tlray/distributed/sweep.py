@@ -13,7 +13,6 @@ from contextlib import nullcontext
 
 import ray
 
-from tlray import storage
 from tlray.activations.charges import shard_mark
 from tlray.activations.keys import ActivationKey
 from tlray.activations.location import open_store
@@ -29,20 +28,14 @@ from tlray.distributed.cluster import cluster_summary, connect
 from tlray.distributed.errors import reason_of
 from tlray.distributed.probe_groups import run_probe_groups
 from tlray.distributed.resources import TrialResources, model_tasks, trial_resources
+from tlray.distributed.rows import append_missing_rows, fail, has_ended, is_finished, was_stopped
 from tlray.distributed.tasks import conclude_task
 from tlray.distributed.watch import Watcher
 from tlray.errors import TrialError
 from tlray.prepare import Run
-from tlray.results import (
-    append_result,
-    delete_trial_result,
-    load_results,
-    read_trial_result,
-    stopped_marker,
-    write_trial_result,
-)
+from tlray.results import append_result, delete_trial_result
 from tlray.training.fusion import can_fuse, fusion_key
-from tlray.training.record import failed_result, load_progress, trial_uri
+from tlray.training.record import load_progress, trial_uri
 
 
 def run_sweep(run: Run, watch: Watcher) -> None:
@@ -51,8 +44,8 @@ def run_sweep(run: Run, watch: Watcher) -> None:
     cluster = cluster_summary(run.config.cluster)
     shares = {planned.trial_id: planned.gpu_share for planned in run.plan.trials}
     resources = trial_resources(run.config, cluster, shares)
-    _append_missing_rows(run)
-    open_trials = [trial for trial in run.trials if not _is_finished(run.uri, trial.trial_id)]
+    append_missing_rows(run)
+    open_trials = [trial for trial in run.trials if not is_finished(run.uri, trial.trial_id)]
     for trial in open_trials:  # a failed attempt's row must not be taken for the new attempt's
         delete_trial_result(run.uri, trial.trial_id)
     budget = open_budget(run)
@@ -73,10 +66,10 @@ def run_sweep(run: Run, watch: Watcher) -> None:
             readers = [trial for trial in run.trials if trial.trial_id not in out]
             failures = compute_activations(run, store, tasks, watch.activations_computed, readers)
             _fail_readers(run, failures, remaining, watch)
-            groups = _probe_groups(run, [trial for trial in remaining if not _has_ended(run.uri, trial.trial_id)])
-            _fail(run, run_probe_groups(run, groups, tasks, watch), watch)
+            groups = _probe_groups(run, [trial for trial in remaining if not has_ended(run.uri, trial.trial_id)])
+            fail(run, run_probe_groups(run, groups, tasks, watch), watch)
         _tune(run, remaining, budget, resources, watch)
-        stopped = [trial for trial in remaining if _was_stopped(run.uri, trial.trial_id)]
+        stopped = [trial for trial in remaining if was_stopped(run.uri, trial.trial_id)]
         _conclude(run, stopped, resources, watch)
     _leave_out(run, budget, watch)
 
@@ -96,11 +89,14 @@ def _probe_groups(run: Run, trials: Iterable[TrialConfig]) -> list[list[TrialCon
 def _worth_their_frozen_work(
     run: Run, remaining: Sequence[TrialConfig], store: ActivationStore, budget: Budget
 ) -> list[TrialConfig]:
+    """`remaining` without what a budget has no time for; what only waits for its score stays."""
     if not budget.is_limited:
         return list(remaining)
-    probes = {trial.trial_id for group in _probe_groups(run, remaining) for trial in group}
+    waiting = [trial for trial in remaining if not has_ended(run.uri, trial.trial_id)]
+    probes = {trial.trial_id for group in _probe_groups(run, waiting) for trial in group}
     sources = as_stored_now(run.plan.activations, run.manifest, store)
-    return worth_their_frozen_work(run, remaining, probes, sources, budget)
+    kept = worth_their_frozen_work(run, waiting, probes, sources, budget)
+    return [trial for trial in remaining if trial in kept or trial not in waiting]
 
 
 def _tune(
@@ -109,7 +105,7 @@ def _tune(
     """Ray Tune over what has not ended and fits the budget; again while that leaves time, or where it breaks down."""
     failures = 0
     while open_trials := within_budget(
-        run, [trial for trial in remaining if not _has_ended(run.uri, trial.trial_id)], budget
+        run, [trial for trial in remaining if not has_ended(run.uri, trial.trial_id)], budget
     ):
         from tlray.distributed.tune_trials import tune_trials
 
@@ -132,7 +128,7 @@ def _tune(
 
 def _leave_out(run: Run, budget: Budget, watch: Watcher) -> None:
     """Note and say what the budget had no room for."""
-    left_out = [trial.trial_id for trial in run.trials if not _has_ended(run.uri, trial.trial_id)]
+    left_out = [trial.trial_id for trial in run.trials if not has_ended(run.uri, trial.trial_id)]
     if left_out or budget.dropped:
         budget.leave_out(left_out)
     for trial_id in left_out:
@@ -156,7 +152,7 @@ def _conclude(run: Run, trials: Sequence[TrialConfig], resources: TrialResources
         try:
             result = ray.get(done)
         except ray.exceptions.RayError as error:
-            _fail(run, {trial.trial_id: reason_of(error)}, watch)
+            fail(run, {trial.trial_id: reason_of(error)}, watch)
             continue
         append_result(run.uri, result)
         watch.trial_ended(result)
@@ -171,38 +167,4 @@ def _fail_readers(run: Run, failures: dict[str, str], remaining: Sequence[TrialC
         for trial_id in source.trials
     }
     unfinished = {trial.trial_id for trial in remaining}
-    _fail(run, {trial_id: reason for trial_id, reason in readers.items() if trial_id in unfinished}, watch)
-
-
-def _fail(run: Run, reasons: dict[str, str], watch: Watcher) -> None:
-    """A failed row for each trial id in `reasons`."""
-    for trial in run.trials:
-        if trial.trial_id in reasons:
-            result = failed_result(trial, run.uri, reasons[trial.trial_id])
-            write_trial_result(run.uri, result)
-            append_result(run.uri, result)
-            watch.trial_ended(result)
-
-
-def _is_finished(run_uri: str, trial_id: str) -> bool:
-    """Whether the trial has a final row; one that failed is tried again by a resume."""
-    result = read_trial_result(run_uri, trial_id)
-    return result is not None and result.status != "failed"
-
-
-def _has_ended(run_uri: str, trial_id: str) -> bool:
-    """Whether there is nothing left to train: the trial has a row, also a failed one, or was stopped."""
-    return read_trial_result(run_uri, trial_id) is not None or _was_stopped(run_uri, trial_id)
-
-
-def _append_missing_rows(run: Run) -> None:
-    """Rows of trials that wrote their result just before the driver was killed."""
-    known = {result.trial_id for result in load_results(run.uri)}
-    for trial in run.trials:
-        result = read_trial_result(run.uri, trial.trial_id)
-        if result is not None and trial.trial_id not in known:
-            append_result(run.uri, result)
-
-
-def _was_stopped(run_uri: str, trial_id: str) -> bool:
-    return storage.exists(stopped_marker(run_uri, trial_id))
+    fail(run, {trial_id: reason for trial_id, reason in readers.items() if trial_id in unfinished}, watch)

@@ -18,7 +18,8 @@ from tlray.config import ExportConfig, PricesConfig, SweepConfig
 
 TUNE_SECONDS = 6.0  # until Ray Tune is imported and asks for its first process
 STARTED_TOGETHER = 1.5  # what processes that import torch at the same time take longer than one
-EXPORT_SECONDS = 7.0  # of a bundle: three formats, and comparing them
+EXPORT_SECONDS = 12.0  # of a bundle: three formats, and comparing them
+SAFETY = 1.3  # what of a budget is kept for the end, over what the end is expected to take: a budget is a limit
 REPORT_SECONDS = 3.0  # leaderboard, figures and page, once torch is imported
 PROBE_SHARE = 0.02  # of the first probe's time that each further one of its batched head takes
 
@@ -125,7 +126,7 @@ def conclusion_seconds(export: ExportConfig, process_seconds: float) -> float:
 
 def reserved_seconds(export: ExportConfig, machines: Machines) -> float:
     """What of a budget is kept for after the last epoch: scoring what is stopped, in a new process, and the end."""
-    return machines.process_seconds + conclusion_seconds(export, machines.process_seconds)
+    return SAFETY * (machines.process_seconds + conclusion_seconds(export, machines.process_seconds))
 
 
 def _read_by(costs: Sequence[TrialCost], sources: Sequence[ActivationSource]) -> list[ActivationSource]:

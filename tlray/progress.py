@@ -46,13 +46,13 @@ class SweepProgress:
         if self._console.is_terminal:
             self._live.stop()
 
-    def trials_chosen(self, trial_ids: Sequence[str]) -> None:
-        """What a budget has room for as far as is known; only these count for the time left."""
+    def trials_chosen(self, trial_ids: Sequence[str], num_waiting: int) -> None:
+        """What a budget has room for as far as is known, and how many others wait, which the time left leaves out."""
         self._chosen = set(trial_ids)
         self._total = self._epochs_left()
         self._started = time.monotonic()
-        if waiting := len(self._left.keys() - self._chosen):
-            self._console.print(f"{waiting} trials wait: the budget may have no room for them", highlight=False)
+        if num_waiting:
+            self._console.print(f"{num_waiting} trials wait: the budget may have no room for them", highlight=False)
 
     def activations_computed(self, done: int, total: int) -> None:
         """`done` of `total` images have been through a frozen prefix."""

@@ -33,6 +33,21 @@ def trials_of(**counts: int) -> list[TrialConfig]:
     return [trial("000-baseline", "small", is_baseline=True), *others]
 
 
+def probes_and_full(*rates: float) -> list[TrialConfig]:
+    """One backbone's linear probes with these rates, then all blocks with them; no baseline."""
+
+    def trial(strategy: str, lr: float) -> TrialConfig:
+        return TrialConfig(
+            trial_id=f"{strategy} {lr:g}",
+            backbone=BackboneConfig(id="a"),
+            strategy=StrategyConfig(strategy=strategy),
+            recipe=Recipe(lr=lr),
+            seed=0,
+        )
+
+    return [trial(strategy, lr) for strategy in ("linear_probe", "full") for lr in rates]
+
+
 def ten_seconds_each(trials: Sequence[TrialConfig]) -> float:
     return 10.0 * len(trials)
 
@@ -55,16 +70,7 @@ def test_the_first_trial_of_every_backbone_comes_before_any_second_one_and_bette
 
 
 def test_after_a_backbones_first_trial_its_strategies_take_turns_from_the_middle_of_their_rates() -> None:
-    def trial(strategy: str, lr: float) -> TrialConfig:
-        return TrialConfig(
-            trial_id=f"{strategy} {lr:g}",
-            backbone=BackboneConfig(id="a"),
-            strategy=StrategyConfig(strategy=strategy),
-            recipe=Recipe(lr=lr),
-            seed=0,
-        )
-
-    trials = [trial(strategy, lr) for strategy in ("linear_probe", "full") for lr in (0.0001, 0.0004, 0.001, 0.01, 0.1)]
+    trials = probes_and_full(0.0001, 0.0004, 0.001, 0.01, 0.1)
     assert ids(by_worth(trials, {}))[:7] == [
         "linear_probe 0.0001",
         "linear_probe 0.001",
@@ -78,17 +84,7 @@ def test_after_a_backbones_first_trial_its_strategies_take_turns_from_the_middle
 
 
 def test_a_strategy_with_long_trials_waits_until_the_others_have_had_as_much_time() -> None:
-    def trial(strategy: str, lr: float) -> TrialConfig:
-        return TrialConfig(
-            trial_id=f"{strategy} {lr:g}",
-            backbone=BackboneConfig(id="a"),
-            strategy=StrategyConfig(strategy=strategy),
-            recipe=Recipe(lr=lr),
-            seed=0,
-        )
-
-    rates = (0.001, 0.01, 0.05)
-    trials = [trial(strategy, lr) for strategy in ("linear_probe", "full") for lr in rates]
+    trials = probes_and_full(0.001, 0.01, 0.05)
     seconds = {one.trial_id: 10.0 if one.strategy.strategy == "full" else 4.0 for one in trials}
     assert ids(by_worth(trials, {}, seconds)) == [
         "linear_probe 0.001",

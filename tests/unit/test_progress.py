@@ -56,7 +56,7 @@ def test_what_waits_for_room_in_the_budget_is_counted_and_takes_no_part_in_the_t
         log = io.StringIO()
         with SweepProgress([trial(name) for name in "abcd"], [], Console(file=log, width=200)) as progress:
             if chosen is not None:
-                progress.trials_chosen(chosen)
+                progress.trials_chosen(chosen, num_waiting=4 - len(chosen))
             progress.trial_started("a")
             progress.epoch_ended("a", epoch(1))
             progress.trial_ended(result("a"))
@@ -67,6 +67,13 @@ def test_what_waits_for_room_in_the_budget_is_counted_and_takes_no_part_in_the_t
     assert last_line(["a"]).startswith("3 trials wait: the budget may have no room for them")
     assert "left)" not in last_line(["a"])
     assert "left)" in last_line(["a", "b"])
+
+
+def test_a_run_without_a_budget_says_nothing_of_waiting_when_stopped_trials_still_lack_their_score() -> None:
+    log = io.StringIO()
+    with SweepProgress([trial("a"), trial("stopped")], [], Console(file=log, width=200)) as progress:
+        progress.trials_chosen(["a"], num_waiting=0)
+    assert log.getvalue() == ""
 
 
 def test_a_terminal_shows_running_trials_totals_speed_and_the_best_so_far() -> None:

@@ -61,7 +61,7 @@ def run_sweep(run: Run, watch: Watcher) -> None:
         if keys and remaining:
             tasks = model_tasks(run.config.sweep, cluster)
             remaining = _worth_their_frozen_work(run, remaining, store, budget)
-            watch.trials_chosen([trial.trial_id for trial in remaining])
+            watch.trials_chosen([trial.trial_id for trial in remaining], len(open_trials) - len(remaining))
             out = {trial.trial_id for trial in open_trials} - {trial.trial_id for trial in remaining}
             readers = [trial for trial in run.trials if trial.trial_id not in out]
             failures = compute_activations(run, store, tasks, watch.activations_computed, readers)
@@ -104,15 +104,16 @@ def _tune(
 ) -> None:
     """Ray Tune over what has not ended and fits the budget; again while that leaves time, or where it breaks down."""
     failures = 0
-    while open_trials := within_budget(
-        run, [trial for trial in remaining if not has_ended(run.uri, trial.trial_id)], budget
-    ):
+    while open_trials := [trial for trial in remaining if not has_ended(run.uri, trial.trial_id)]:
+        chosen = within_budget(run, open_trials, budget)
+        if not chosen:
+            return
         from tlray.distributed.tune_trials import tune_trials
 
-        watch.trials_chosen([trial.trial_id for trial in open_trials])
+        watch.trials_chosen([trial.trial_id for trial in chosen], len(open_trials) - len(chosen))
         before = _epochs_done(run)
         try:
-            tune_trials(run, open_trials, budget, resources, watch)
+            tune_trials(run, chosen, budget, resources, watch)
             failures = 0
         except RuntimeError as error:
             # Tune gives up the whole sweep when Ray kills one trial's process for want of memory. The run folder

@@ -7,7 +7,6 @@ A failed trial is a row with its reason; it has no score and no rank. Accuracies
 gain: test accuracy minus the baseline's, with a confidence interval from a paired bootstrap of the test images.
 """
 
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,10 +14,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import pyarrow.parquet as pq
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from tlray import storage
+from tlray import parquet, storage
 from tlray.errors import TlrayError, plain_reason
 
 Score = Annotated[float, Field(ge=0, le=1)] | None
@@ -183,7 +181,7 @@ def delete_trial_result(run_uri: str, trial_id: str) -> None:
 def load_correctness(run_uri: str, trial_id: str) -> np.ndarray:
     """Whether each test image was classified correctly: bool (N,), in the order of the test split."""
     data = storage.read_bytes(_trial_uri(run_uri, trial_id, "test_predictions.parquet"))
-    table = pq.read_table(io.BytesIO(data), columns=["row", "label", "predicted"]).sort_by("row")
+    table = parquet.read_table(data, ["row", "label", "predicted"]).sort_by("row")
     correct: np.ndarray = table["label"].to_numpy() == table["predicted"].to_numpy()
     return correct
 

@@ -6,6 +6,8 @@ does not pass ends in bounded time with one clear line; wrong bytes are never re
 
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -256,3 +258,26 @@ def test_a_server_that_knows_no_ranges_is_read_all_the_same(uri: str, proxy: Fau
     proxy.spoil(fault_proxy.ignoring_ranges(DATA))
     assert storage.read_bytes(uri) == DATA
     assert storage.read_range(uri, 100, 50) == DATA[100:150]
+
+
+def test_a_process_ends_that_gives_up_a_long_table_on_a_slow_store(s3: Any, proxy: FaultProxy) -> None:
+    """Arrow reads CSV ahead in a thread of its own; one that needs Python for it hangs or aborts an ending process."""
+    rows = "".join(f"{number:06}.jpg,{'cat' * (number != 70_000)}\n" for number in range(1_000_000))
+    storage.write_text(f"{s3.uri}/images.csv", f"uri,label\n{rows}")
+    program = """
+import sys
+from tlray.config import DataConfig
+from tlray.data.sources.table import CSV, TableSource
+list(TableSource("data.train", sys.argv[1], DataConfig(train=sys.argv[1]), CSV).entries())
+"""
+    proxy.spoil(fault_proxy.first(lambda: time.sleep(0.3)), path="/images.csv")
+    done = subprocess.run(
+        [sys.executable, "-c", program, f"{s3.uri}/images.csv"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "row 70001 of" in done.stderr.splitlines()[-1]
+    assert done.stderr.endswith("has no label\n")

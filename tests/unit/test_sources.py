@@ -216,7 +216,7 @@ def test_uris_may_be_absolute_and_leave_the_tables_folder(tmp_path: Path, loose:
 
 def test_a_relative_uri_of_a_table_on_s3_is_an_object_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "uri,label\n../a/1.jpg,x\ns3://other/2.jpg,y\nsub/3.jpg,y\n"
-    monkeypatch.setattr("tlray.storage.open_file", lambda uri: io.BytesIO(text.encode()))
+    monkeypatch.setattr("tlray.storage.s3.download", lambda uri, path: path.write_text(text))
     source = open_source("data.train", "s3://bucket/deep/x.csv", DataConfig(train="s3://bucket/deep/x.csv"))
     assert [entry.uri for entry in source.entries()] == [
         "s3://bucket/a/1.jpg",

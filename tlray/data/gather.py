@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tlray import parquet
 from tlray.config import DataConfig
 from tlray.data.images import SCHEMA, SPLITS, BadImage, Images, give_back_memory, id_bytes, id_column
 from tlray.data.inspect import OK, Inspected, Keep, Known, inspect
@@ -141,7 +142,7 @@ def _check_bad(bad: Sequence[BadImage], num_files: int, max_bad_fraction: float)
 
 def _assemble(path: Path, split_seed: int, fractions: Mapping[str, float]) -> Images:
     """The collected images, split and sorted. Columns are read one by one, so that only one is there twice."""
-    with pq.ParquetFile(path) as file:
+    with parquet.open_file(path) as file:
         splits = _splits(file, split_seed, fractions)
         keys = pa.table({name: splits if name == "split" else _column(file, name) for name in SORTED_BY})
         order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in SORTED_BY])
@@ -153,7 +154,7 @@ def _assemble(path: Path, split_seed: int, fractions: Mapping[str, float]) -> Im
 def _splits(file: pq.ParquetFile, split_seed: int, fractions: Mapping[str, float]) -> pa.Array:
     """The column of splits with every one decided."""
     pieces = [pa.array([], pa.int8())]
-    for batch in file.iter_batches(AT_ONCE, columns=["split", "content_id"]):
+    for batch in parquet.batches(file, AT_ONCE, ["split", "content_id"]):
         placed = place(
             id_bytes(batch.column("content_id")),
             split_seed=split_seed,
@@ -167,7 +168,7 @@ def _splits(file: pq.ParquetFile, split_seed: int, fractions: Mapping[str, float
 
 def _column(file: pq.ParquetFile, name: str) -> pa.Array:
     give_back_memory()
-    chunks = file.read([name], use_threads=False).column(0).chunks
+    chunks = parquet.read(file, [name]).column(0).chunks
     return pa.concat_arrays([pa.array([], SCHEMA.field(name).type), *chunks])
 
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tlray import storage
+from tlray import parquet, storage
 from tlray.config import DataConfig
 from tlray.data.gather import gather
 from tlray.data.images import ID_BYTES, SPLITS, BadImage, Image, Images, Split, give_back_memory, id_bytes, id_column
@@ -156,13 +156,13 @@ def load_manifest(run_uri: str) -> Manifest:
     """The manifest of a run folder, equal to the one saved; those of older versions too."""
     uri = storage.join(run_uri, "manifest.parquet")
     try:
-        with storage.open_file(uri) as stream, pq.ParquetFile(stream) as file:
+        with storage.open_file(uri) as stream, parquet.open_file(stream) as file:
             metadata = file.schema_arrow.metadata or {}
             classes = tuple(json.loads(metadata[b"classes"]))
             notes = tuple(json.loads(metadata.get(b"notes", b"[]")))
-            usable = pc.equal(file.read(["status"]).column(0), OK).combine_chunks()
+            usable = pc.equal(parquet.read(file, ["status"]).column(0), OK).combine_chunks()
             columns = [_column(file, field, usable) for field in IMAGES_SCHEMA]
-            left_out = file.read(["uri", "status"]).filter(pc.invert(usable)) if usable.false_count else None
+            left_out = parquet.read(file, ["uri", "status"]).filter(pc.invert(usable)) if usable.false_count else None
     except (pa.ArrowException, KeyError, TypeError):
         raise StorageError(f"{uri} is not a manifest that tlray wrote") from None
     bad = zip(left_out["uri"].to_pylist(), left_out["status"].to_pylist(), strict=True) if left_out else ()
@@ -196,7 +196,7 @@ def _column(file: pq.ParquetFile, field: pa.Field, usable: pa.BooleanArray) -> p
         return pa.array([LATER[name]] * usable.true_count, field.type)
     give_back_memory()
     pieces, start = [pa.array([], field.type)], 0
-    for batch in file.iter_batches(AT_ONCE, columns=[name]):
+    for batch in parquet.batches(file, AT_ONCE, [name]):
         values = batch.column(0).filter(usable.slice(start, len(batch)))
         start += len(batch)
         if name == "content_id":

@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from tlray import storage
+from tlray import parquet, storage
 from tlray.config import RunConfig
 from tlray.data.inspect import OK
 from tlray.data.manifest import Manifest, make_manifest
@@ -39,7 +38,7 @@ def _inspected(run_uri: str | None) -> pa.Table | None:
     uri = storage.join(run_uri, "manifest.parquet") if run_uri is not None else ""
     if not uri or not storage.exists(uri):
         return None
-    with storage.open_file(uri) as stream:
-        table = pq.read_table(stream, columns=list(INSPECTED))
+    with storage.open_file(uri) as stream, parquet.open_file(stream) as file:
+        table = parquet.read(file, INSPECTED)
     table = table.filter(pc.and_(pc.equal(table["status"], OK), pc.not_equal(table["version"], "")))
     return table.rename_columns(["num_bytes" if name == "bytes" else name for name in table.column_names])

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from tlray import storage
+from tlray import parquet, storage
 from tlray.errors import InputError
 from tlray.stores.folder import for_each, list_or_none, name_of, read_or_none
 
@@ -155,10 +155,10 @@ class PredictionOutput:
 
     def _bad_images(self, name: str) -> list[dict[str, str]]:
         """Read from a part's footer alone where it has none."""
-        with storage.open_file(self.part(name)) as file, pq.ParquetFile(file) as parquet:
-            if int((parquet.schema_arrow.metadata or {}).get(NUM_BAD, 0)) == 0:
+        with storage.open_file(self.part(name)) as stream, parquet.open_file(stream) as file:
+            if int((file.schema_arrow.metadata or {}).get(NUM_BAD, 0)) == 0:
                 return []
-            rows = parquet.read(columns=["uri", "error"]).to_pylist()
+            rows = parquet.read(file, ["uri", "error"]).to_pylist()
         return [{"uri": row["uri"], "reason": row["error"]} for row in rows if row["error"] is not None]
 
 

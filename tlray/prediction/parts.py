@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tlray import parquet
 from tlray.storage import FileInfo
 
 FEWEST, MOST = 1024, 4096  # images of a part; what a kill costs each worker, and what a new image costs to add
@@ -39,8 +40,8 @@ class Listing:
 
     def read(self, number: int) -> pa.Table:
         """The images of one part: uri, version ("" where none was listed), error (null, or why not to read it)."""
-        with pq.ParquetFile(self.path) as file:
-            return file.read_row_group(number)
+        with parquet.open_file(self.path) as file:
+            return parquet.read_row_group(file, number)
 
 
 def write_parts(files: Iterator[FileInfo], path: Path) -> Listing:

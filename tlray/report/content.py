@@ -1,15 +1,13 @@
 """What a run folder holds, read for the report: also of a run that is unfinished or has failed trials."""
 
-import io
 import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from tlray import storage
+from tlray import parquet, storage
 from tlray.budget.clock import Spent, read_spent
 from tlray.config import RunConfig
 from tlray.config.file import parse_config
@@ -122,7 +120,7 @@ def _read_history(run_uri: str, trial_id: str) -> list[dict[str, Any]]:
 
 def _read_confusion(run_uri: str, trial_id: str, classes: tuple[str, ...]) -> Confusion:
     data = storage.read_bytes(storage.join(run_uri, "trials", trial_id, "test_predictions.parquet"))
-    table = pq.read_table(io.BytesIO(data), columns=["label", "predicted"])
+    table = parquet.read_table(data, ["label", "predicted"])
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
     np.add.at(counts, (table["label"].to_numpy(), table["predicted"].to_numpy()), 1)
     return Confusion(classes, counts)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tlray import storage
+from tlray import parquet, storage
 from tlray.config import DataConfig, RunConfig
 from tlray.data.images import Images
 from tlray.data.manifest import Manifest
@@ -70,7 +70,8 @@ def all_still_there(manifest: Manifest, data: DataConfig) -> bool:
     with tempfile.TemporaryDirectory(prefix="tlray-listing-") as folder:
         path = Path(folder) / "listing.parquet"
         _write_keys(data, path)
-        return bool(pc.all(pc.is_in(keys, value_set=pq.read_table(path)["key"])).as_py())
+        with parquet.open_file(path) as file:
+            return bool(pc.all(pc.is_in(keys, value_set=parquet.read(file)["key"])).as_py())
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:

@@ -4,15 +4,13 @@ index = ShardIndex(folder)
 table = index.load()                                    # one listing, then the entries that are new, many at once
 """
 
-import io
 import threading
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from tlray import storage
+from tlray import parquet, storage
 from tlray.data.shards.row import ROW_FIELDS, ROW_SCHEMA
 from tlray.data.shards.shard import ENTRY_SUFFIX, NAME
 from tlray.stores.folder import ShardFolder, for_each, list_or_none, name_of, read_or_none
@@ -51,7 +49,7 @@ def _read(uri: str) -> pa.Table | None:
     """The rows of one shard; None for an entry that is gone, or that no writer of this format wrote."""
     data = read_or_none(uri)
     try:
-        table = None if data is None else pq.read_table(io.BytesIO(data))
+        table = None if data is None else parquet.read_table(data)
     except pa.ArrowInvalid:
         return None
     return table if table is not None and table.schema.equals(ROW_SCHEMA) else None

@@ -2,9 +2,7 @@
 
 from itertools import islice
 
-import pyarrow.parquet as pq
-
-from tlray import storage
+from tlray import parquet, storage
 from tlray.config import DataConfig
 from tlray.data.sources.entry import Source
 from tlray.data.sources.files import container_files, is_excluded, list_visible, named_errors
@@ -47,7 +45,7 @@ def _parquet_source(field: str, location: str, data: DataConfig) -> Source:
     """Images where the first file has a column of them, else a manifest."""
     uri, _ = next(container_files(field, location, PARQUET, data))
     with named_errors(field, uri, "Parquet"), storage.open_file(uri) as file:
-        schema = pq.read_schema(file)
+        schema = parquet.open_file(file).schema_arrow
     image = data.columns.image
     if image in schema.names and (data.columns.uri not in schema.names or holds_bytes(schema.field(image).type)):
         return ParquetImagesSource(field, location, data)

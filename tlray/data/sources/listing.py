@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tlray import parquet
 from tlray.data.sources.entry import Entry, Source
 
 AT_ONCE = 8192  # rows in memory
@@ -40,8 +41,8 @@ class Listing:
     splits: Counter[str]  # how many entries the source itself puts where; "" where it does not say
 
     def __iter__(self) -> Iterator[Entry]:
-        with pq.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(AT_ONCE):
+        with parquet.open_file(self.path) as file:
+            for batch in parquet.batches(file, AT_ONCE):
                 columns = (batch.column(name).to_pylist() for name in SCHEMA.names)
                 yield from (Entry(self.field, *values) for values in zip(*columns, strict=True))
 

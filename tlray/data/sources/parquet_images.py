@@ -7,7 +7,7 @@ from itertools import groupby
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tlray import storage
+from tlray import parquet, storage
 from tlray.config import DataConfig
 from tlray.data.decode import BadImageError
 from tlray.data.sources.entry import Entry, Load
@@ -32,7 +32,7 @@ class ParquetImagesSource:
         found = False
         for uri, version in container_files(self._field, self._location, PARQUET, self._data):
             with named_errors(self._field, uri, "Parquet"), storage.open_file(uri) as file:
-                for row, (label, split) in enumerate(self._labels(uri, pq.ParquetFile(file))):
+                for row, (label, split) in enumerate(self._labels(uri, parquet.open_file(file))):
                     where = f"row {row + 1} of {uri}"
                     if not label:
                         raise DataError(f"{self._field}: {where} has no {self._data.columns.label}")
@@ -46,20 +46,20 @@ class ParquetImagesSource:
         for (uri, version), members in groupby(entries, key=lambda entry: (_file_of(entry), entry.version)):
             check_unchanged(uri, version)
             with named_errors(self._field, uri, "Parquet"), storage.open_file(uri) as file:
-                yield from _read_rows(pq.ParquetFile(file), self._data.columns.image, members)
+                yield from _read_rows(parquet.open_file(file), self._data.columns.image, members)
 
-    def _labels(self, uri: str, parquet: pq.ParquetFile) -> Iterator[tuple[str | None, str | None]]:
+    def _labels(self, uri: str, file: pq.ParquetFile) -> Iterator[tuple[str | None, str | None]]:
         """(label, split) of each row; the split is None where no column says."""
-        names, there = self._data.columns, parquet.schema_arrow.names
+        names, there = self._data.columns, file.schema_arrow.names
         split = names.split or ("split" if "split" in there else None)
         for role, name in (("image", names.image), ("label", names.label), ("split", split)):
             if name is not None:
                 check_column(self._field, uri, role, name, there)
-        if not holds_bytes(parquet.schema_arrow.field(names.image).type):
-            kind = parquet.schema_arrow.field(names.image).type
+        if not holds_bytes(file.schema_arrow.field(names.image).type):
+            kind = file.schema_arrow.field(names.image).type
             raise DataError(f"{self._field}: {uri}: column {names.image!r} holds {kind}; expected the bytes of images")
         columns = [names.label] if split is None else [names.label, split]
-        for batch in parquet.iter_batches(LABELS_AT_ONCE, columns=columns):
+        for batch in parquet.batches(file, LABELS_AT_ONCE, columns):
             texts = [as_text(self._field, uri, name, batch.column(name)).to_pylist() for name in columns]
             splits = [None] * batch.num_rows if split is None else [value or "" for value in texts[1]]
             yield from zip(texts[0], splits, strict=True)
@@ -76,20 +76,20 @@ def read_row(uri: str, row: int, column: str, version: str = "") -> bytes:
     check_unchanged(uri, version)
     entry = Entry("", f"{uri}#{row}", "")
     with storage.open_file(uri) as file:
-        for _, load in _read_rows(pq.ParquetFile(file), column, iter([entry])):
+        for _, load in _read_rows(parquet.open_file(file), column, iter([entry])):
             return load()
     raise storage.NotFoundError(f"{uri} has no row {row}")
 
 
-def _read_rows(parquet: pq.ParquetFile, column: str, members: Iterator[Entry]) -> Iterator[tuple[Entry, Load]]:
+def _read_rows(file: pq.ParquetFile, column: str, members: Iterator[Entry]) -> Iterator[tuple[Entry, Load]]:
     """The rows that `members` name, which are in ascending order; row groups without one are not read."""
     entry = next(members, None)
     start = 0
-    for group in range(parquet.num_row_groups):
-        stop = start + parquet.metadata.row_group(group).num_rows
+    for group in range(file.num_row_groups):
+        stop = start + file.metadata.row_group(group).num_rows
         if entry is not None and _row_of(entry) < stop:
             at = start
-            for batch in parquet.iter_batches(IMAGES_AT_ONCE, row_groups=[group], columns=[column]):
+            for batch in parquet.batches(file, IMAGES_AT_ONCE, [column], [group]):
                 while entry is not None and _row_of(entry) < at + batch.num_rows:
                     yield entry, partial(_bytes_of, batch.column(0), _row_of(entry) - at)
                     entry = next(members, None)

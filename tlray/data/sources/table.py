@@ -5,16 +5,17 @@ Relative URIs are relative to the folder of the file that they stand in. Labels 
 
 import os
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 
-from tlray import storage
+from tlray import parquet, storage
 from tlray.config import DataConfig
 from tlray.data.sources.entry import Entry, Load
 from tlray.data.sources.files import check_column, container_files, is_excluded, named_errors, split_of
@@ -23,6 +24,7 @@ from tlray.errors import DataError, StorageError
 CSV = (".csv", ".csv.gz")
 PARQUET = (".parquet",)
 AT_ONCE = 8192  # rows made into objects together
+Read = Callable[[list[str]], Iterator[pa.RecordBatch]]  # columns -> their rows
 SCHEMA = pa.schema(
     [
         ("uri", pa.large_string()),
@@ -72,15 +74,14 @@ class TableSource:
     def _columns(self, uri: str) -> Iterator[pa.RecordBatch]:
         """Batches of a file's columns uri, label and, where there is one, split: as strings, with nulls."""
         names = self._data.columns
-        read = _csv_batches if self._endings == CSV else _parquet_batches
-        with named_errors(self._field, uri, "CSV" if self._endings == CSV else "Parquet"):
-            there = _csv_columns(uri) if self._endings == CSV else _parquet_columns(uri)
+        kind, open_table = ("CSV", _open_csv) if self._endings == CSV else ("Parquet", _open_parquet)
+        with named_errors(self._field, uri, kind), open_table(uri) as (there, read):
             wanted = {"uri": names.uri, "label": names.label}
             if names.split is not None or "split" in there:
                 wanted["split"] = names.split or "split"
             for role, name in wanted.items():
                 check_column(self._field, uri, role, name, there)
-            for batch in read(uri, list(wanted.values())):
+            for batch in read(list(wanted.values())):
                 texts = [as_text(self._field, uri, name, batch.column(name)) for name in wanted.values()]
                 yield pa.record_batch(texts, names=list(wanted))
 
@@ -132,29 +133,33 @@ def as_text(field: str, uri: str, name: str, column: pa.Array) -> pa.Array:
     return column.cast(kind).cast(pa.large_string())
 
 
-def _csv_columns(uri: str) -> list[str]:
-    with _csv_stream(uri) as file, pacsv.open_csv(file) as reader:
-        return reader.schema.names
+@contextmanager
+def _open_csv(uri: str) -> Iterator[tuple[list[str], Read]]:
+    """The names of a file's columns, and what reads some of them.
+
+    From a file on this disk, also where it lies on S3: Arrow reads ahead in a thread of its own, which must not need
+    Python (see tlray/parquet.py).
+    """
+    with storage.local_copy(uri) as path:
+        with _csv_stream(path) as stream, pacsv.open_csv(stream) as reader:
+            names = reader.schema.names
+        yield names, partial(_csv_batches, path)
 
 
-def _csv_batches(uri: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def _csv_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     # as text: 007 stays 007, and no value is taken for a missing one
     convert = pacsv.ConvertOptions(
         include_columns=columns, column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
     )
-    with _csv_stream(uri) as file, pacsv.open_csv(file, convert_options=convert) as reader:
+    with _csv_stream(path) as stream, pacsv.open_csv(stream, convert_options=convert) as reader:
         yield from reader
 
 
-def _csv_stream(uri: str) -> pa.NativeFile:
-    return pa.input_stream(storage.open_file(uri), compression="gzip" if uri.lower().endswith(".gz") else None)
+def _csv_stream(path: Path) -> pa.NativeFile:
+    return pa.input_stream(path, compression="gzip" if path.name.lower().endswith(".gz") else None)
 
 
-def _parquet_columns(uri: str) -> list[str]:
-    with storage.open_file(uri) as file:
-        return pq.read_schema(file).names
-
-
-def _parquet_batches(uri: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    with storage.open_file(uri) as file:
-        yield from pq.ParquetFile(file).iter_batches(AT_ONCE, columns=columns)
+@contextmanager
+def _open_parquet(uri: str) -> Iterator[tuple[list[str], Read]]:
+    with storage.open_file(uri) as stream, parquet.open_file(stream) as file:
+        yield file.schema_arrow.names, partial(parquet.batches, file, AT_ONCE)

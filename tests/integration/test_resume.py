@@ -124,7 +124,11 @@ def until_an_epoch_is_kept(run_uri: str, process: subprocess.Popen[str]) -> None
 def test_a_local_folder_and_s3_give_the_same_leaderboard(image_folder: Path, tmp_path: Path, s3: Any) -> None:
     for path in image_folder.rglob("*.jpg"):
         storage.write_bytes(storage.join(s3.uri, "images", str(path.relative_to(image_folder))), path.read_bytes())
-    fields = {"training": {"epochs": 2, "batch_size": 8, "augmentation": "standard"}, "export": {"top_k": 1}}
+    fields = {
+        "training": {"epochs": 2, "batch_size": 8, "augmentation": "standard"},
+        "search_space": {"lr": {"grid": [0.01]}},
+        "export": {"top_k": 1},
+    }
     local = write_config(tmp_path / "a", data={"train": str(image_folder)}, storage=str(tmp_path / "runs"), **fields)
     remote = write_config(tmp_path / "b", data={"train": f"{s3.uri}/images"}, storage=f"{s3.uri}/runs", **fields)
     local_uri = run_uri_in(finish(start("run", str(local)))[-1])

@@ -18,12 +18,14 @@ from tlray.prepare import load_run, new_run_uri
 from tlray.progress import SweepProgress
 from tlray.results import TrialResult, load_results
 from tlray.run import resume, run
+from tlray.training.run_images import run_images
 from tlray.training.trial import manifest_images, run_trial, trial_folder
 from tlray.training.worker import local_worker
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
 MakeConfig = Callable[..., RunConfig]
 LONG = {"epochs": 200}
+ON_IMAGES = {"strategies": ["linear_probe"], "activations": {"materialise": "never"}}
 
 
 def sweep(config: RunConfig) -> tuple[str, dict[str, TrialResult]]:
@@ -47,25 +49,30 @@ def test_a_run_leaves_every_file_of_the_run_folder_and_a_row_for_each_trial(make
         assert storage.exists(result.checkpoint)
 
 
-def test_the_tune_actor_ray_train_and_no_ray_at_all_give_the_same_numbers(
+def test_the_tune_actor_and_no_ray_at_all_give_the_same_numbers(make_config: MakeConfig, tmp_path: Path) -> None:
+    assert_like_no_ray(make_config(**ON_IMAGES), tmp_path)
+
+
+@pytest.mark.slow  # two workers of Ray Train do the same below, to 1e-4
+def test_ray_train_with_one_worker_and_no_ray_at_all_give_the_same_numbers(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    fields = {"strategies": ["linear_probe"], "activations": {"materialise": "never"}}
-    config = make_config(**fields)
-    in_actor_uri, in_actor = sweep(config)
-    _, nested = sweep(make_config(**fields, sweep={"scheduler": "fifo", "trainer": "ray_train"}))
-    loaded = load_run(in_actor_uri)
+    assert_like_no_ray(make_config(**ON_IMAGES, sweep={"scheduler": "fifo", "trainer": "ray_train"}), tmp_path)
+
+
+def assert_like_no_ray(config: RunConfig, tmp_path: Path) -> None:
+    run_uri, results = sweep(config)
+    loaded = load_run(run_uri)
     images = manifest_images(loaded.manifest, config.data)
     for trial in loaded.trials:
         alone = run_trial(trial, str(tmp_path / "alone"), local_worker(), images, lambda metrics: None)
         assert alone is not None
+        row = results[trial.trial_id]
         expected = (alone.val_accuracy, alone.val_loss, alone.test_accuracy, alone.best_epoch)
-        for results in (in_actor, nested):
-            row = results[trial.trial_id]
-            assert (row.val_accuracy, row.val_loss, row.test_accuracy, row.best_epoch) == expected
+        assert (row.val_accuracy, row.val_loss, row.test_accuracy, row.best_epoch) == expected
 
 
-def test_two_workers_train_like_one(make_config: MakeConfig) -> None:
+def test_two_workers_train_like_one(make_config: MakeConfig, tmp_path: Path) -> None:
     """Frozen BatchNorm and LayerNorm see no batch, so only the order of additions differs: losses agree to 1e-4.
 
     Augmentation and order do not depend on the number of workers, which is why the tolerance can be that small.
@@ -76,16 +83,20 @@ def test_two_workers_train_like_one(make_config: MakeConfig) -> None:
         "strategies": ["linear_probe"],
         "baseline": {"backbone": vit},  # scratch trains all
         "activations": {"materialise": "always", "fuse_probes": False},
+        "sweep": {"scheduler": "fifo", "workers_per_trial": 2},
     }
-    _, one = sweep(make_config(**fields))
-    two_uri, two = sweep(make_config(**fields, sweep={"scheduler": "fifo", "workers_per_trial": 2}))
-    assert one.keys() == two.keys()
-    for trial_id, row in one.items():
-        assert two[trial_id].status == "completed"
-        assert two[trial_id].val_loss == pytest.approx(row.val_loss, abs=1e-4)
-        assert two[trial_id].val_accuracy == row.val_accuracy
-        assert two[trial_id].images_seen == row.images_seen
-        assert len(trial_folder(two_uri, trial_id).load_progress().history) == row.epochs  # no epoch counted twice
+    run_uri, results = sweep(make_config(**fields))
+    images, trials = run_images(run_uri), load_run(run_uri).trials
+    assert results.keys() == {trial.trial_id for trial in trials}
+    for trial in trials:
+        two = results[trial.trial_id]
+        one = run_trial(trial, str(tmp_path / "one"), local_worker(), images, lambda metrics: None)
+        assert one is not None
+        assert two.status == "completed"
+        assert two.val_loss == pytest.approx(one.val_loss, abs=1e-4)
+        assert two.val_accuracy == one.val_accuracy
+        assert two.images_seen == one.images_seen
+        assert len(trial_folder(run_uri, trial.trial_id).load_progress().history) == one.epochs  # none counted twice
 
 
 def test_asha_stops_trials_early_and_a_stopped_trial_frees_its_cpu_at_once(

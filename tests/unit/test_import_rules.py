@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "search_space": {"config", "known_recipe"},
     # backbones
     "storage": set(),
+    "parquet": set(),
     "stores": {"storage"},
     "preprocessing": set(),
     "libraries": {"preprocessing"},
@@ -40,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fold": {"split"},
     "champion": {"config", "storage"},
     # images
-    "data": {"config", "storage", "stores", "catalogue"},
+    "data": {"config", "storage", "parquet", "stores", "catalogue"},
     "demo_data": {"config", "storage", "data", "backbone", "training"},
     # frozen work
     "activations": {
@@ -60,7 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan": {"config", "storage", "data", "activations", "budget"},
     "prepare": {"config", "search_space", "storage", "data", "plan"},
     # one trial
-    "results": {"config", "storage"},
+    "results": {"config", "storage", "parquet"},
     "training": {
         "config",
         "storage",
@@ -126,6 +127,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "progress": {"config", "results", "plan"},
     "features": {"config", "storage", "activations", "prepare"},
     "distributed": {
+        "parquet",
         "config",
         "storage",
         "catalogue",
@@ -144,9 +146,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     # after the sweep
     "export": {"config", "storage", "catalogue", "backbone", "data", "training", "results"},
-    "report": {"config", "storage", "budget", "catalogue", "data", "results", "ranking"},
+    "report": {"config", "storage", "parquet", "budget", "catalogue", "data", "results", "ranking"},
     "predict": {"champion", "storage", "catalogue", "backbone", "data", "training", "export", "results"},
-    "prediction": {"storage", "stores", "catalogue", "backbone", "split", "fold", "data", "export", "predict"},
+    "prediction": {
+        "storage",
+        "parquet",
+        "stores",
+        "catalogue",
+        "backbone",
+        "split",
+        "fold",
+        "data",
+        "export",
+        "predict",
+    },
     "conclude": {"storage", "data", "training", "results", "export", "report", "prepare"},
     # what a person starts
     "dry_run": {"activations", "budget", "plan", "prepare", "results"},
@@ -166,6 +179,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "conclude",
     },
     "retrain": {
+        "parquet",
         "champion",
         "config",
         "storage",

@@ -26,7 +26,7 @@ def write_config(folder: Path, **fields: Any) -> Path:
         "name": "resumed",
         "backbones": [NETWORK],
         "strategies": ["linear_probe", "full"],
-        "training": {"epochs": 4, "batch_size": 8, "augmentation": "light"},
+        "training": {"epochs": 4, "batch_size": 8, "augmentation": "standard"},
         "search_space": {"lr": {"grid": [0.001, 0.01]}},
         "baseline": {"backbone": NETWORK},
         "sweep": {"scheduler": "fifo"},
@@ -77,10 +77,18 @@ def rows(run_uri: str) -> list[tuple[Any, ...]]:
     ]
 
 
-def test_a_killed_driver_resumes_to_the_leaderboard_of_an_undisturbed_run(image_folder: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path, data={"train": str(image_folder)}, storage=str(tmp_path / "runs"))
-    undisturbed = run_uri_in(finish(start("run", str(config)))[-1])
+@pytest.fixture(scope="module")
+def undisturbed(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The run folder of a sweep from a local folder to a local folder."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    config = write_config(folder, data={"train": str(image_folder)}, storage=str(folder / "runs"))
+    return run_uri_in(finish(start("run", str(config)))[-1])
 
+
+def test_a_killed_driver_resumes_to_the_leaderboard_of_an_undisturbed_run(
+    image_folder: Path, tmp_path: Path, undisturbed: str
+) -> None:
+    config = write_config(tmp_path, data={"train": str(image_folder)}, storage=str(tmp_path / "runs"))
     process = start("run", str(config))
     assert process.stdout is not None
     run_uri = run_uri_in(process.stdout.readline())
@@ -121,20 +129,16 @@ def until_an_epoch_is_kept(run_uri: str, process: subprocess.Popen[str]) -> None
         time.sleep(0.05)
 
 
-def test_a_local_folder_and_s3_give_the_same_leaderboard(image_folder: Path, tmp_path: Path, s3: Any) -> None:
+def test_a_local_folder_and_s3_give_the_same_leaderboard(
+    image_folder: Path, tmp_path: Path, undisturbed: str, s3: Any
+) -> None:
     for path in image_folder.rglob("*.jpg"):
         storage.write_bytes(storage.join(s3.uri, "images", str(path.relative_to(image_folder))), path.read_bytes())
-    fields = {
-        "training": {"epochs": 2, "batch_size": 8, "augmentation": "standard"},
-        "search_space": {"lr": {"grid": [0.01]}},
-        "export": {"top_k": 1},
-    }
-    local = write_config(tmp_path / "a", data={"train": str(image_folder)}, storage=str(tmp_path / "runs"), **fields)
-    remote = write_config(tmp_path / "b", data={"train": f"{s3.uri}/images"}, storage=f"{s3.uri}/runs", **fields)
-    local_uri = run_uri_in(finish(start("run", str(local)))[-1])
-    remote_uri = run_uri_in(finish(start("run", str(remote), env=s3.environment))[-1])
+    fields = {"data": {"train": f"{s3.uri}/images"}, "storage": f"{s3.uri}/runs", "export": {"top_k": 1}}
+    process = start("run", str(write_config(tmp_path, **fields)), env=s3.environment)
+    remote_uri = run_uri_in(finish(process)[-1])
     assert remote_uri.startswith("s3://")
-    assert rows(remote_uri) == rows(local_uri)
+    assert rows(remote_uri) == rows(undisturbed)
     bundle = next(info.uri for info in storage.list_files(f"{remote_uri}/exports") if info.uri.endswith("SHA256SUMS"))
     images = [str(path) for path in sorted(image_folder.rglob("*.jpg"))[:3]]
     predicting = start("predict", bundle.removesuffix("/SHA256SUMS"), *images, "--json", env=s3.environment)

@@ -5,8 +5,8 @@
 Small images of noise in a local folder are copied into prepared shards, and a small backbone trains on all of them at
 64 pixels for an epoch, all blocks free, so that nothing is kept of them but what the loader keeps. Peaks are the
 kernel's (VmHWM) of the processes by what they ran: `driver` is the process that plans and sweeps, `prepare` what plans
-and copies images into shards, `trial` what trains. What one process happens to do after another moves a peak by a
-fifth, so each size runs several times, by turns. The last line is one JSON object: driver_memory_ratio and the others,
+and copies images into shards, `trial` what trains. What a process happens to do after another moves its peak, so
+each size runs several times, by turns. The last line is one JSON object: driver_memory_ratio and the others,
 median of the large over median of the small.
 """
 

@@ -13,25 +13,25 @@ from pathlib import Path
 from typing import IO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+from pyarrow.parquet import ParquetFile as ParquetFile  # for signatures, too: elsewhere the linter refuses it
 
 
-def open_file(source: Path | IO[bytes] | pa.NativeFile) -> pq.ParquetFile:
+def open_file(source: Path | IO[bytes] | pa.NativeFile) -> ParquetFile:
     """Its metadata is read; close it, or use it as a context. Rows come from the functions below, not its methods."""
-    return pq.ParquetFile(source, pre_buffer=False)
+    return ParquetFile(source, pre_buffer=False)
 
 
-def read(file: pq.ParquetFile, columns: Sequence[str] | None = None) -> pa.Table:
+def read(file: ParquetFile, columns: Sequence[str] | None = None) -> pa.Table:
     """All rows of the columns named; of all columns by default."""
     return file.read(columns, use_threads=False)
 
 
-def read_row_group(file: pq.ParquetFile, number: int) -> pa.Table:
+def read_row_group(file: ParquetFile, number: int) -> pa.Table:
     return file.read_row_group(number, use_threads=False)
 
 
 def batches(
-    file: pq.ParquetFile, num_rows: int, columns: Sequence[str] | None = None, row_groups: Sequence[int] | None = None
+    file: ParquetFile, num_rows: int, columns: Sequence[str] | None = None, row_groups: Sequence[int] | None = None
 ) -> Iterator[pa.RecordBatch]:
     """Rows in their order, at most `num_rows` a batch; of all row groups by default."""
     return file.iter_batches(num_rows, row_groups, columns, use_threads=False)

@@ -151,7 +151,7 @@ def _assemble(path: Path, split_seed: int, fractions: Mapping[str, float]) -> Im
     return Images(pa.table(columns, schema=SCHEMA))
 
 
-def _splits(file: pq.ParquetFile, split_seed: int, fractions: Mapping[str, float]) -> pa.Array:
+def _splits(file: parquet.ParquetFile, split_seed: int, fractions: Mapping[str, float]) -> pa.Array:
     """The column of splits with every one decided."""
     pieces = [pa.array([], pa.int8())]
     for batch in parquet.batches(file, AT_ONCE, ["split", "content_id"]):
@@ -166,7 +166,7 @@ def _splits(file: pq.ParquetFile, split_seed: int, fractions: Mapping[str, float
     return pa.concat_arrays(pieces)
 
 
-def _column(file: pq.ParquetFile, name: str) -> pa.Array:
+def _column(file: parquet.ParquetFile, name: str) -> pa.Array:
     give_back_memory()
     chunks = parquet.read(file, [name]).column(0).chunks
     return pa.concat_arrays([pa.array([], SCHEMA.field(name).type), *chunks])

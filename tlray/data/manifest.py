@@ -189,7 +189,7 @@ def _file_batches(manifest: Manifest) -> Iterator[pa.RecordBatch]:
         yield pa.record_batch(values, schema=SCHEMA)
 
 
-def _column(file: pq.ParquetFile, field: pa.Field, usable: pa.BooleanArray) -> pa.Array:
+def _column(file: parquet.ParquetFile, field: pa.Field, usable: pa.BooleanArray) -> pa.Array:
     """One of a manifest's columns, of the rows that are usable; read and converted in pieces, as all of it is large."""
     name = "bytes" if field.name == "num_bytes" else field.name
     if name in LATER and name not in file.schema_arrow.names:

@@ -71,7 +71,7 @@ def all_still_there(manifest: Manifest, data: DataConfig) -> bool:
         path = Path(folder) / "listing.parquet"
         _write_keys(data, path)
         with parquet.open_file(path) as file:
-            return bool(pc.all(pc.is_in(keys, value_set=parquet.read(file)["key"])).as_py())
+            return bool(pc.all(pc.is_in(keys, value_set=parquet.read(file, ["key"])["key"])).as_py())
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:

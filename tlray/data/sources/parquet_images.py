@@ -5,7 +5,6 @@ from functools import partial
 from itertools import groupby
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tlray import parquet, storage
 from tlray.config import DataConfig
@@ -48,7 +47,7 @@ class ParquetImagesSource:
             with named_errors(self._field, uri, "Parquet"), storage.open_file(uri) as file:
                 yield from _read_rows(parquet.open_file(file), self._data.columns.image, members)
 
-    def _labels(self, uri: str, file: pq.ParquetFile) -> Iterator[tuple[str | None, str | None]]:
+    def _labels(self, uri: str, file: parquet.ParquetFile) -> Iterator[tuple[str | None, str | None]]:
         """(label, split) of each row; the split is None where no column says."""
         names, there = self._data.columns, file.schema_arrow.names
         split = names.split or ("split" if "split" in there else None)
@@ -81,7 +80,7 @@ def read_row(uri: str, row: int, column: str, version: str = "") -> bytes:
     raise storage.NotFoundError(f"{uri} has no row {row}")
 
 
-def _read_rows(file: pq.ParquetFile, column: str, members: Iterator[Entry]) -> Iterator[tuple[Entry, Load]]:
+def _read_rows(file: parquet.ParquetFile, column: str, members: Iterator[Entry]) -> Iterator[tuple[Entry, Load]]:
     """The rows that `members` name, which are in ascending order; row groups without one are not read."""
     entry = next(members, None)
     start = 0

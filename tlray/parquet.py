@@ -16,9 +16,12 @@ import pyarrow as pa
 from pyarrow.parquet import ParquetFile as ParquetFile  # for signatures, too: elsewhere the linter refuses it
 
 
-def open_file(source: Path | IO[bytes] | pa.NativeFile) -> ParquetFile:
-    """Its metadata is read; close it, or use it as a context. Rows come from the functions below, not its methods."""
-    return ParquetFile(source, pre_buffer=False)
+def open_file(source: Path | IO[bytes] | pa.NativeFile, *, verify_pages: bool = False) -> ParquetFile:
+    """Its metadata is read; close it, or use it as a context. Rows come from the functions below, not its methods.
+
+    `verify_pages`: those that have a checksum are compared with it, and refused as an OSError.
+    """
+    return ParquetFile(source, pre_buffer=False, page_checksum_verification=verify_pages)
 
 
 def read(file: ParquetFile, columns: Sequence[str] | None = None) -> pa.Table:

@@ -263,9 +263,9 @@ def test_samples_that_are_not_whole_are_bad_with_reasons(tmp_path: Path) -> None
         "a web page, not an image",
         "sample 'empty': its .cls holds no class",
         "sample 'no-image' has no image (.cls)",
-        "sample 'no-key': its .json has no 'label' (data.columns.label)",
+        "sample 'no-key': its .json has no 'label' (data.columns.label names another key); it has 'species'",
         "sample 'no-label' has no label (.cls, .json or .txt)",
-        "sample 'two' has 2 images (.png, .jpg, .cls)",
+        "sample 'two' has 2 images (.left.png, .right.jpg): name one of them with data.columns.image, such as left.png",
     ]
 
 

@@ -55,7 +55,11 @@ def gather(data: DataConfig, known: Known, keep: Keep | None) -> Gathered:
         bad.sort(key=lambda image: image.uri)
         _check_bad(bad, sum(listing.num_entries for listing in listings.values()), data.max_bad_fraction)
         images = _assemble(path, data.split_seed, fractions)
-    notes = tuple(f"{field}: {source.description}" for field, source in sources.items())
+    notes = tuple(
+        f"{field}: {line}"
+        for field, source in sources.items()
+        for line in (source.description, *source.remarks.lines())
+    )
     return Gathered(tuple(classes), images, tuple(bad), notes + check_counts(classes, _counts(images, classes), data))
 
 
@@ -63,7 +67,9 @@ def _check_classes(listings: Mapping[str, Listing], train: str) -> list[str]:
     """The classes of train in order; DataError when there is only one, or val or test has others."""
     names = listings["data.train"].classes
     if not names:
-        raise DataError(f"data.train: nothing in {train} has a class")
+        reasons = islice((entry for entry in listings["data.train"] if entry.reason), NUM_REASONS)
+        quoted = "; ".join(f"{entry.uri}: {entry.reason}" for entry in reasons)
+        raise DataError(f"data.train: nothing in {train} has a class, for example {quoted}")
     if len(names) == 1:
         raise DataError(
             f"data.train: {train} has one class only, {next(iter(names))!r}; a classifier needs two or more"

@@ -9,18 +9,17 @@ from tlray import storage
 from tlray.data.sources.detect import open_source
 from tlray.data.sources.entry import Entry, Load, Source
 from tlray.data.sources.listing import Listing, write_listing
+from tlray.data.sources.members import MEMBER, ROW, member_of, row_of
 from tlray.data.sources.parquet_images import read_row
-from tlray.data.sources.webdataset import MEMBER, member_of
 
 __all__ = ["Entry", "Listing", "Load", "Source", "open_source", "read_image", "write_listing"]
 
 
 def read_image(uri: str, version: str = "", image_column: str = "image") -> bytes:
     """The bytes of one image by its URI, also of a member of a tar or Parquet file; StorageError where it is gone."""
-    file, mark, row = uri.rpartition(".parquet#")
-    if mark and row.isdigit():
-        return read_row(f"{file}.parquet", int(row), image_column)
-    if ".tar#" in uri and MEMBER.fullmatch(uri):
+    if ROW.fullmatch(uri):
+        return read_row(*row_of(uri), image_column)
+    if MEMBER.fullmatch(uri):
         container, offset, size = member_of(uri)
         return storage.read_range(container, offset, size, version or None)
     return storage.read_bytes(uri, version or None)

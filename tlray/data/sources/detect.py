@@ -2,12 +2,14 @@
 
 from itertools import islice
 
-from tlray import parquet, storage
+from tlray import storage
 from tlray.config import DataConfig
+from tlray.data.sources.columns import holds_bytes
 from tlray.data.sources.entry import Source
-from tlray.data.sources.files import container_files, is_excluded, list_visible, named_errors
+from tlray.data.sources.files import container_files, is_excluded, list_visible
 from tlray.data.sources.folder import FolderSource
-from tlray.data.sources.parquet_images import ParquetImagesSource, holds_bytes
+from tlray.data.sources.parquet_file import open_whole
+from tlray.data.sources.parquet_images import ParquetImagesSource
 from tlray.data.sources.table import CSV, PARQUET, TableSource
 from tlray.data.sources.webdataset import IMAGE_ENDINGS, TAR, WebDatasetSource
 
@@ -44,9 +46,11 @@ def _kind_of(field: str, location: str, data: DataConfig) -> str:
 def _parquet_source(field: str, location: str, data: DataConfig) -> Source:
     """Images where the first file has a column of them, else a manifest."""
     uri, _ = next(container_files(field, location, PARQUET, data))
-    with named_errors(field, uri, "Parquet"), storage.open_file(uri) as file:
-        schema = parquet.open_file(file).schema_arrow
-    image = data.columns.image
-    if image in schema.names and (data.columns.uri not in schema.names or holds_bytes(schema.field(image).type)):
+    with open_whole(field, uri) as file:
+        schema = file.schema_arrow
+    columns = data.columns
+    if columns.image in schema.names and (
+        columns.uri not in schema.names or holds_bytes(schema.field(columns.image).type)
+    ):
         return ParquetImagesSource(field, location, data)
     return TableSource(field, location, data, PARQUET)

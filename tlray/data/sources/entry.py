@@ -1,5 +1,6 @@
 """What every source of images says of each of them, before it is read."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,10 +21,31 @@ class Entry:
     reason: str = ""
 
 
+class Remarks:
+    """What a person should know of a location and is no error, counted while its entries are gone through."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+
+    def add(self, text: str, example: str) -> None:
+        """One more thing that `text` is true of, said behind its number: `files of the system are skipped`."""
+        self._counts[text] += 1
+        self._examples.setdefault(text, example)
+
+    def clear(self) -> None:
+        self._counts.clear()
+        self._examples.clear()
+
+    def lines(self) -> tuple[str, ...]:
+        return tuple(f"{count} {text}, for example {self._examples[text]}" for text, count in self._counts.items())
+
+
 class Source(Protocol):
     """A location's images. Containers are opened once for all of their members that are asked for."""
 
     description: str  # what it was found to be, for people
+    remarks: Remarks  # whole once `entries` has been gone through
 
     def entries(self) -> Iterator[Entry]:
         """All of them, sorted; DataError for a location without any, or with something that cannot be meant."""

@@ -1,6 +1,7 @@
 """The files below a location that a source looks at, and how a mistake in one of them is told."""
 
 import fnmatch
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -8,24 +9,34 @@ import pyarrow as pa
 
 from tlray import storage
 from tlray.config import DataConfig
+from tlray.data.litter import is_litter
+from tlray.data.sources.entry import Remarks
 from tlray.errors import DataError
 from tlray.storage import FileInfo
 
 LISTING_THREADS = 16  # requests at once where a listing can be cut into parts
+SKIPPED = "hidden files, and files of the system or of tools, are skipped"
 
 
-def list_visible(field: str, location: str) -> Iterator[tuple[str, FileInfo]]:
-    """(path relative to the location, file) of every file that is not hidden; DataError for no such folder."""
+def list_visible(field: str, location: str, remarks: Remarks | None = None) -> Iterator[tuple[str, FileInfo]]:
+    """(path relative to the location, file) of every file that may be the user's; DataError for no such folder.
+
+    Hidden files and litter are skipped, and counted in `remarks`.
+    """
     try:
         for info in storage.list_files(location, num_threads=LISTING_THREADS):
             path = info.uri.removeprefix(location).lstrip("/")
-            if not any(part.startswith(".") for part in path.split("/")):
+            if not is_litter(path):
                 yield path, info
+            elif remarks is not None:
+                remarks.add(SKIPPED, printable(path))
     except storage.NotFoundError:
         raise DataError(f"{field}: {location} does not exist") from None
 
 
-def container_files(field: str, location: str, endings: Sequence[str], data: DataConfig) -> Iterator[tuple[str, str]]:
+def container_files(
+    field: str, location: str, endings: Sequence[str], data: DataConfig, remarks: Remarks | None = None
+) -> Iterator[tuple[str, str]]:
     """(uri, version) of the files with one of the endings: the location itself, or those below it, sorted.
 
     A single file has no version, as it was not listed.
@@ -34,12 +45,17 @@ def container_files(field: str, location: str, endings: Sequence[str], data: Dat
         yield location, ""
         return
     found = False
-    for path, info in list_visible(field, location):
+    for path, info in list_visible(field, location, remarks):
         if path.lower().endswith(tuple(endings)) and not is_excluded(path, data):
             found = True
             yield info.uri, info.version
     if not found:
         raise DataError(f"{field}: {location} holds no files that end in {' or '.join(endings)}")
+
+
+def printable(name: str) -> str:
+    """A name for a message, also one that is not valid UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def is_excluded(path: str, data: DataConfig) -> bool:
@@ -59,17 +75,8 @@ def named_errors(field: str, uri: str, kind: str) -> Iterator[None]:
         yield
     except storage.NotFoundError:
         raise DataError(f"{field}: {uri} does not exist") from None
-    except (pa.ArrowException, EOFError, OSError) as error:  # OSError: pyarrow's for damage inside a Parquet file
+    except (pa.ArrowException, EOFError, OSError, zlib.error) as error:  # OSError: pyarrow's for a damaged Parquet file
         raise DataError(f"{field}: {uri} cannot be read as {kind}: {' '.join(str(error).split())}") from None
-
-
-def check_column(field: str, uri: str, role: str, name: str, columns: Sequence[str]) -> None:
-    """DataError that names the setting when a table has no such column."""
-    if name not in columns:
-        raise DataError(
-            f"{field}: {uri} has no column {name!r}; name another one with data.columns.{role} "
-            f"(it has {', '.join(map(repr, columns)) or 'none'})"
-        )
 
 
 def split_of(field: str, where: str, value: str) -> str:

@@ -5,7 +5,7 @@ from functools import partial
 
 from tlray import storage
 from tlray.config import DataConfig
-from tlray.data.sources.entry import Entry, Load
+from tlray.data.sources.entry import Entry, Load, Remarks
 from tlray.data.sources.files import is_excluded, list_visible
 from tlray.errors import DataError
 
@@ -17,10 +17,12 @@ class FolderSource:
 
     def __init__(self, field: str, location: str, data: DataConfig) -> None:
         self._field, self._location, self._data = field, location, data
+        self.remarks = Remarks()
 
     def entries(self) -> Iterator[Entry]:
         num_outside, found = 0, False
-        for path, info in list_visible(self._field, self._location):
+        self.remarks.clear()
+        for path, info in list_visible(self._field, self._location, self.remarks):
             class_name, slash, _ = path.partition("/")
             if not slash:
                 num_outside += 1

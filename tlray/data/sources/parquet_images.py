@@ -9,9 +9,13 @@ import pyarrow as pa
 from tlray import parquet, storage
 from tlray.config import DataConfig
 from tlray.data.decode import BadImageError
-from tlray.data.sources.entry import Entry, Load
-from tlray.data.sources.files import check_column, check_unchanged, container_files, named_errors, split_of
-from tlray.data.sources.table import PARQUET, as_text
+from tlray.data.sources.class_labels import UNLABELLED, class_names, named, unlabelled
+from tlray.data.sources.columns import as_text, check_column, holds_bytes, image_columns
+from tlray.data.sources.entry import Entry, Load, Remarks
+from tlray.data.sources.files import check_unchanged, container_files, split_of
+from tlray.data.sources.members import row_of
+from tlray.data.sources.parquet_file import open_whole
+from tlray.data.sources.table import PARQUET
 from tlray.errors import DataError
 
 LABELS_AT_ONCE = 8192
@@ -25,49 +29,61 @@ class ParquetImagesSource:
 
     def __init__(self, field: str, location: str, data: DataConfig) -> None:
         self._field, self._location, self._data = field, location, data
+        self.remarks = Remarks()
 
     def entries(self) -> Iterator[Entry]:
         """Labels alone are read."""
         found = False
-        for uri, version in container_files(self._field, self._location, PARQUET, self._data):
-            with named_errors(self._field, uri, "Parquet"), storage.open_file(uri) as file:
-                for row, (label, split) in enumerate(self._labels(uri, parquet.open_file(file))):
+        self.remarks.clear()
+        for uri, version in container_files(self._field, self._location, PARQUET, self._data, self.remarks):
+            with open_whole(self._field, uri) as file:
+                classes = class_names(file.schema_arrow, self._data.columns.label)
+                for row, (label, has_none, split) in enumerate(self._labels(uri, file)):
                     where = f"row {row + 1} of {uri}"
                     if not label:
                         raise DataError(f"{self._field}: {where} has no {self._data.columns.label}")
-                    chosen = "" if split is None else split_of(self._field, where, split)
                     found = True
-                    yield Entry(self._field, f"{uri}#{row}", label, chosen, version=version)
+                    if has_none:
+                        self.remarks.add(UNLABELLED, where)
+                        continue
+                    chosen = "" if split is None else split_of(self._field, where, split)
+                    yield Entry(
+                        self._field, f"{uri}#{row}", self._class(where, label, classes), chosen, version=version
+                    )
         if not found:
             raise DataError(f"{self._field}: {self._location} holds no rows")
 
     def read(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Load]]:
         for (uri, version), members in groupby(entries, key=lambda entry: (_file_of(entry), entry.version)):
             check_unchanged(uri, version)
-            with named_errors(self._field, uri, "Parquet"), storage.open_file(uri) as file:
-                yield from _read_rows(parquet.open_file(file), self._data.columns.image, members)
+            with open_whole(self._field, uri) as file:
+                yield from _read_rows(file, self._data.columns.image, members)
 
-    def _labels(self, uri: str, file: parquet.ParquetFile) -> Iterator[tuple[str | None, str | None]]:
-        """(label, split) of each row; the split is None where no column says."""
-        names, there = self._data.columns, file.schema_arrow.names
-        split = names.split or ("split" if "split" in there else None)
+    def _class(self, where: str, label: str, classes: tuple[str, ...] | None) -> str:
+        try:
+            return named(label, classes)
+        except ValueError as error:
+            raise DataError(f"{self._field}: {where} {error}") from None
+
+    def _labels(self, uri: str, file: parquet.ParquetFile) -> Iterator[tuple[str | None, bool, str | None]]:
+        """(label, whether it stands for none, split) of each row; the split is None where no column says."""
+        names, schema = self._data.columns, file.schema_arrow
+        split = names.split or ("split" if "split" in schema.names else None)
         for role, name in (("image", names.image), ("label", names.label), ("split", split)):
             if name is not None:
-                check_column(self._field, uri, role, name, there)
-        if not holds_bytes(file.schema_arrow.field(names.image).type):
-            kind = file.schema_arrow.field(names.image).type
-            raise DataError(f"{self._field}: {uri}: column {names.image!r} holds {kind}; expected the bytes of images")
+                check_column(self._field, uri, role, name, schema.names, schema)
+        kind = schema.field(names.image).type
+        if not holds_bytes(kind):
+            others = "".join(f"; data.columns.image={other} does" for other in image_columns(schema)[:1])
+            raise DataError(
+                f"{self._field}: {uri}: column {names.image!r} holds {kind}; expected the bytes of images{others}"
+            )
         columns = [names.label] if split is None else [names.label, split]
+        label_kind = schema.field(names.label).type
         for batch in parquet.batches(file, LABELS_AT_ONCE, columns):
             texts = [as_text(self._field, uri, name, batch.column(name)).to_pylist() for name in columns]
             splits = [None] * batch.num_rows if split is None else [value or "" for value in texts[1]]
-            yield from zip(texts[0], splits, strict=True)
-
-
-def holds_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and holds_bytes(kind.field("bytes").type)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+            yield from zip(texts[0], unlabelled(label_kind, texts[0]), splits, strict=True)
 
 
 def read_row(uri: str, row: int, column: str, version: str = "") -> bytes:
@@ -97,16 +113,17 @@ def _read_rows(file: parquet.ParquetFile, column: str, members: Iterator[Entry])
 
 
 def _file_of(entry: Entry) -> str:
-    return entry.uri.rpartition("#")[0]
+    return row_of(entry.uri)[0]
 
 
 def _row_of(entry: Entry) -> int:
-    return int(entry.uri.rpartition("#")[2])
+    return row_of(entry.uri)[1]
 
 
 def _bytes_of(column: pa.Array, row: int) -> bytes:
     value = column[row].as_py()
     data = value["bytes"] if isinstance(value, dict) else value
     if data is None:
-        raise BadImageError("its row holds no bytes")
+        where = value.get("path") if isinstance(value, dict) else None
+        raise BadImageError("its row holds no bytes" + (f", only the path {where!r}" if where else ""))
     return data

@@ -5,26 +5,28 @@ Relative URIs are relative to the folder of the file that they stand in. Labels 
 
 import os
 import posixpath
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 
 from tlray import parquet, storage
 from tlray.config import DataConfig
-from tlray.data.sources.entry import Entry, Load
-from tlray.data.sources.files import check_column, container_files, is_excluded, named_errors, split_of
+from tlray.data.sources.class_labels import NO_LABEL, UNLABELLED, class_names, named, unlabelled
+from tlray.data.sources.columns import as_text, check_column
+from tlray.data.sources.csv_file import Read, open_csv
+from tlray.data.sources.entry import Entry, Load, Remarks
+from tlray.data.sources.files import container_files, is_excluded, named_errors, split_of
+from tlray.data.sources.parquet_file import open_whole
 from tlray.errors import DataError, StorageError
 
 CSV = (".csv", ".csv.gz")
 PARQUET = (".parquet",)
 AT_ONCE = 8192  # rows made into objects together
-Read = Callable[[list[str]], Iterator[pa.RecordBatch]]  # columns -> their rows
 SCHEMA = pa.schema(
     [
         ("uri", pa.large_string()),
@@ -41,6 +43,7 @@ class TableSource:
 
     def __init__(self, field: str, location: str, data: DataConfig, endings: tuple[str, ...]) -> None:
         self._field, self._location, self._data, self._endings = field, location, data, endings
+        self.remarks = Remarks()
         self.description = f"a manifest in {'CSV' if endings == CSV else 'Parquet'}, one row an image"
 
     def entries(self) -> Iterator[Entry]:
@@ -61,7 +64,8 @@ class TableSource:
             yield entry, partial(storage.read_bytes, entry.uri)
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
-        for uri, _ in container_files(self._field, self._location, self._endings, self._data):
+        self.remarks.clear()
+        for uri, _ in container_files(self._field, self._location, self._endings, self._data, self.remarks):
             num_before = 0
             for batch in self._columns(uri):
                 rows = list(self._rows(uri, num_before, batch))
@@ -72,30 +76,54 @@ class TableSource:
                 )
 
     def _columns(self, uri: str) -> Iterator[pa.RecordBatch]:
-        """Batches of a file's columns uri, label and, where there is one, split: as strings, with nulls."""
+        """Batches of a file's columns uri, label and, where there is one, split: as strings, with nulls.
+
+        Rows of ids that stand for no label have the label null, and `unlabelled` says so.
+        """
         names = self._data.columns
-        kind, open_table = ("CSV", _open_csv) if self._endings == CSV else ("Parquet", _open_parquet)
-        with named_errors(self._field, uri, kind), open_table(uri) as (there, read):
+        with _open(self._field, uri, self._endings) as table:
             wanted = {"uri": names.uri, "label": names.label}
-            if names.split is not None or "split" in there:
+            if names.split is not None or "split" in table.columns:
                 wanted["split"] = names.split or "split"
             for role, name in wanted.items():
-                check_column(self._field, uri, role, name, there)
-            for batch in read(list(wanted.values())):
+                check_column(self._field, uri, role, name, table.columns, table.schema)
+            classes = None if table.schema is None else class_names(table.schema, names.label)
+            for batch in table.read(list(wanted.values())):
                 texts = [as_text(self._field, uri, name, batch.column(name)) for name in wanted.values()]
-                yield pa.record_batch(texts, names=list(wanted))
+                kind = batch.schema.field(names.label).type
+                labels = texts[1].to_pylist()
+                none = pa.array(unlabelled(kind, labels), pa.bool_())
+                if classes is not None:
+                    texts[1] = self._named(uri, labels, classes)
+                yield pa.record_batch([*texts, none], names=[*wanted, "unlabelled"])
+
+    def _named(self, uri: str, labels: list[str | None], classes: tuple[str, ...]) -> pa.Array:
+        try:
+            found = [label if label in (None, NO_LABEL) else named(label, classes) for label in labels]
+        except ValueError as error:
+            raise DataError(f"{self._field}: a row of {uri} {error}") from None
+        return pa.array(found, pa.large_string())
 
     def _rows(self, file: str, num_before: int, batch: pa.RecordBatch) -> Iterator[tuple[str, str, str, str, int]]:
-        """(uri, class, split, file, row) of each row that data.exclude does not leave out."""
+        """(uri, class, split, file, row) of each row that has a label and that data.exclude does not leave out."""
         splits = batch.column("split").to_pylist() if "split" in batch.schema.names else None
-        labels = batch.column("label").to_pylist()
-        for index, (name, label) in enumerate(zip(batch.column("uri").to_pylist(), labels, strict=True)):
+        names = ("uri", "label", "unlabelled")
+        rows = zip(*(batch.column(name).to_pylist() for name in names), strict=True)
+        for index, (name, label, has_none) in enumerate(rows):
             row = num_before + index + 1
             where = f"row {row} of {file}"
             if not name or not label:
                 raise DataError(f"{self._field}: {where} has no {'label' if name else 'URI'}")
+            for what, value in (("URI", name), ("label", label)):
+                if "\n" in value or "\0" in value:
+                    raise DataError(
+                        f"{self._field}: {where} has a {what} that goes over two lines or holds a NUL: "
+                        f"{value[:80]!r}; is a quotation mark missing?"
+                    )
             split = "" if splits is None else split_of(self._field, where, splits[index] or "")
-            if not is_excluded(name, self._data):
+            if has_none:
+                self.remarks.add(UNLABELLED, where)
+            elif not is_excluded(name, self._data):
                 yield self._absolute(file, where, name), label, split, file, row
 
     def _absolute(self, table_uri: str, where: str, name: str) -> str:
@@ -124,42 +152,20 @@ class TableSource:
             )
 
 
-def as_text(field: str, uri: str, name: str, column: pa.Array) -> pa.Array:
-    """A column of strings, bytes or whole numbers as strings; DataError for another type."""
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    texts = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    if not (texts or pa.types.is_integer(kind) or pa.types.is_binary(kind) or pa.types.is_null(kind)):
-        raise DataError(f"{field}: {uri}: column {name!r} holds {kind}; expected strings or whole numbers")
-    return column.cast(kind).cast(pa.large_string())
+@dataclass(frozen=True)
+class _Table:
+    """One open file."""
+
+    columns: list[str]
+    read: Read
+    schema: pa.Schema | None = None  # of Parquet
 
 
 @contextmanager
-def _open_csv(uri: str) -> Iterator[tuple[list[str], Read]]:
-    """The names of a file's columns, and what reads some of them.
-
-    From a file on this disk, also where it lies on S3: Arrow reads ahead in a thread of its own, which must not need
-    Python (see tlray/parquet.py).
-    """
-    with storage.local_copy(uri) as path:
-        with _csv_stream(path) as stream, pacsv.open_csv(stream) as reader:
-            names = reader.schema.names
-        yield names, partial(_csv_batches, path)
-
-
-def _csv_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    # as text: 007 stays 007, and no value is taken for a missing one
-    convert = pacsv.ConvertOptions(
-        include_columns=columns, column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
-    )
-    with _csv_stream(path) as stream, pacsv.open_csv(stream, convert_options=convert) as reader:
-        yield from reader
-
-
-def _csv_stream(path: Path) -> pa.NativeFile:
-    return pa.input_stream(path, compression="gzip" if path.name.lower().endswith(".gz") else None)
-
-
-@contextmanager
-def _open_parquet(uri: str) -> Iterator[tuple[list[str], Read]]:
-    with storage.open_file(uri) as stream, parquet.open_file(stream) as file:
-        yield file.schema_arrow.names, partial(parquet.batches, file, AT_ONCE)
+def _open(field: str, uri: str, endings: tuple[str, ...]) -> Iterator[_Table]:
+    if endings == CSV:
+        with named_errors(field, uri, "CSV"), open_csv(uri) as (names, read):
+            yield _Table(names, read)
+    else:
+        with open_whole(field, uri) as file:
+            yield _Table(file.schema_arrow.names, partial(parquet.batches, file, AT_ONCE), file.schema_arrow)

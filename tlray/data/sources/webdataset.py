@@ -1,28 +1,30 @@
-"""WebDataset shards: plain tar files in which the files of one sample share their name up to the first dot.
+"""WebDataset shards: tar files in which the files of one sample share their name up to the first dot.
 
 The image is the file with an image's ending; its class stands in .cls, in the .json below data.columns.label, or in
-.txt, the first of these that is there.
+.txt, the first of these that is there. Of several images of a sample (1.png, 1.seg.png) the one with no more than its
+ending is taken, or the one that data.columns.image names (seg.png).
 """
 
-import json
-import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from tlray import storage
 from tlray.config import DataConfig
-from tlray.data.sources.entry import Entry, Load
-from tlray.data.sources.files import check_unchanged, container_files, is_excluded, named_errors
+from tlray.data.litter import is_litter
+from tlray.data.sources.entry import Entry, Load, Remarks
+from tlray.data.sources.files import SKIPPED, check_unchanged, container_files, is_excluded, named_errors, printable
+from tlray.data.sources.label_files import LABEL_ENDINGS, MAX_LABEL_BYTES, class_of
+from tlray.data.sources.members import member_of
+from tlray.data.sources.tar import TarDamage, members, plain_reason
 from tlray.errors import DataError
 
 TAR = (".tar",)
 IMAGE_ENDINGS = ("jpg", "jpeg", "jpe", "jfif", "png", "gif", "webp", "bmp", "tif", "tiff", "ppm", "pgm", "jp2", "avif")
-LABEL_ENDINGS = ("cls", "json", "txt")
-MAX_LABEL_BYTES = 2**20
-MEMBER = re.compile(r"(.*)#(\d+)\+(\d+)")
+MAX_APART = 100_000  # samples without image or label that are remembered, in case that the rest of them comes later
+CHOSEN = "samples have several images, of which the one without a further ending is taken (data.columns.image: another)"
 
 
 @dataclass
@@ -30,6 +32,7 @@ class _Sample:
     key: str
     parts: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # ending -> (offset, size) of its files
     labels: dict[str, bytes] = field(default_factory=dict)  # ending -> contents
+    problem: str = ""  # a file of it that cannot be used
 
 
 class WebDatasetSource:
@@ -39,11 +42,15 @@ class WebDatasetSource:
 
     def __init__(self, field: str, location: str, data: DataConfig) -> None:
         self._field, self._location, self._data = field, location, data
+        self.remarks = Remarks()
 
     def entries(self) -> Iterator[Entry]:
         found = False
-        for uri, version in container_files(self._field, self._location, TAR, self._data):
+        self.remarks.clear()
+        for uri, version in container_files(self._field, self._location, TAR, self._data, self.remarks):
+            apart: dict[str, bool] = {}
             for sample in self._samples(uri):
+                self._refuse_parts_elsewhere(uri, sample, apart)
                 if not is_excluded(sample.key, self._data):
                     found = True
                     yield self._entry(uri, version, sample)
@@ -51,10 +58,10 @@ class WebDatasetSource:
             raise DataError(f"{self._field}: {self._location} holds no samples")
 
     def read(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Load]]:
-        for (uri, version), members in groupby(entries, key=lambda entry: (member_of(entry.uri)[0], entry.version)):
+        for (uri, version), some in groupby(entries, key=lambda entry: (member_of(entry.uri)[0], entry.version)):
             check_unchanged(uri, version)
             with named_errors(self._field, uri, "a tar file"), storage.open_file(uri) as file:
-                for entry in members:
+                for entry in some:
                     _, offset, size = member_of(entry.uri)
                     file.seek(offset)
                     yield entry, _constant(file.read(size))
@@ -62,44 +69,75 @@ class WebDatasetSource:
     def _samples(self, uri: str) -> Iterator[_Sample]:
         with named_errors(self._field, uri, "a tar file"), storage.open_file(uri) as file:
             try:
-                with tarfile.open(fileobj=file, mode="r:") as tar:
-                    for key, parts in groupby(_files_of(tar), key=lambda member: _key_and_ending(member.name)[0]):
-                        yield _sample(key, parts, file)
-            except tarfile.TarError as error:
-                raise DataError(f"{self._field}: {uri} is not a whole, uncompressed tar file ({error})") from None
+                for key, parts in groupby(self._files(file), key=lambda member: _key_and_ending(member.name)[0]):
+                    yield _sample(key, parts, file)
+            except TarDamage as damage:
+                raise DataError(f"{self._field}: {uri} is not a whole, uncompressed tar file: {damage}") from None
+
+    def _files(self, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+        """What may be part of a sample."""
+        for member in members(file):
+            if member.isdir() or not member.name:
+                continue
+            if is_litter(member.name.removeprefix("./").lstrip("/")) or member.name.rpartition("/")[2].startswith("__"):
+                self.remarks.add(SKIPPED, printable(member.name))
+            else:
+                yield member
+
+    def _refuse_parts_elsewhere(self, uri: str, sample: _Sample, apart: dict[str, bool]) -> None:
+        """DataError where a sample's image and label are not side by side: such a shard is read as two halves."""
+        has_image, has_label = bool(_images_of(sample)), any(map(_is_label, sample.parts))
+        if has_image == has_label:
+            return
+        if apart.get(sample.key, has_image) != has_image:
+            raise DataError(
+                f"{self._field}: {uri}: the files of sample {sample.key!r} do not lie side by side; make the tar file "
+                "with `tar --sort=name`"
+            )
+        if len(apart) < MAX_APART:
+            apart[sample.key] = has_image
 
     def _entry(self, uri: str, version: str, sample: _Sample) -> Entry:
-        images = [place for ending in IMAGE_ENDINGS for place in sample.parts.get(ending, ())]
-        class_name, reason = _class_of(sample, self._data.columns.label)
-        if len(images) != 1:
-            endings = ", ".join(f".{ending}" for ending in sample.parts)
-            reason = f"sample {sample.key!r} has {len(images) or 'no'} image{'s' * (len(images) > 1)} ({endings})"
-        offset, size = images[0] if images else next(iter(sample.parts.values()))[0]
-        return Entry(self._field, f"{uri}#{offset}+{size}", class_name, "", size, version, reason)
+        class_name, reason = class_of(sample.key, sample.labels, self._data.columns.label)
+        offset, size = next(iter(sample.parts.values()))[0]
+        place, problem = self._image_of(sample)
+        if place is not None:
+            offset, size = place
+        return Entry(
+            self._field, f"{uri}#{offset}+{size}", class_name, "", size, version, sample.problem or problem or reason
+        )
+
+    def _image_of(self, sample: _Sample) -> tuple[tuple[int, int] | None, str]:
+        """(offset and size of the sample's image, reason why there is none)"""
+        images = _images_of(sample)
+        wanted = self._data.columns.image.lower()
+        chosen = [images[wanted]] if wanted in images else list(images.values())
+        if len(chosen) > 1:
+            chosen = [places for ending, places in images.items() if "." not in ending]
+            if len(chosen) == 1 and len(chosen[0]) == 1:
+                self.remarks.add(CHOSEN, f"{printable(sample.key)!r} ({_listed(images)})")
+        if len(chosen) == 1 and len(chosen[0]) == 1:
+            return chosen[0][0], ""
+        if not images:
+            return None, f"sample {sample.key!r} has no image ({_listed(sample.parts)})"
+        if len(images) == 1:
+            return None, f"sample {sample.key!r} has {len(next(iter(images.values())))} images ({_listed(images)})"
+        return None, (
+            f"sample {sample.key!r} has {sum(map(len, images.values()))} images ({_listed(images)}): name one of them "
+            f"with data.columns.image, such as {next(iter(images))}"
+        )
 
 
-def member_of(uri: str) -> tuple[str, int, int]:
-    """FILE.tar#OFFSET+SIZE taken apart."""
-    found = MEMBER.fullmatch(uri)
-    assert found is not None, uri
-    return found[1], int(found[2]), int(found[3])
+def _images_of(sample: _Sample) -> dict[str, list[tuple[int, int]]]:
+    return {ending: places for ending, places in sample.parts.items() if ending.rpartition(".")[2] in IMAGE_ENDINGS}
 
 
-def _class_of(sample: _Sample, key: str) -> tuple[str, str]:
-    """(class, reason why there is none)"""
-    for ending in LABEL_ENDINGS:
-        if ending not in sample.parts:
-            continue
-        try:
-            text = sample.labels[ending].decode().strip()
-            value: Any = json.loads(text)[key] if ending == "json" else text
-        except (KeyError, TypeError, ValueError):  # ValueError: not UTF-8, not JSON
-            what = f"has no {key!r} (data.columns.label)" if ending == "json" else "is not text in UTF-8"
-            return "", f"sample {sample.key!r}: its .{ending} {what}"
-        if isinstance(value, (str, int)) and not isinstance(value, bool) and str(value):
-            return str(value), ""
-        return "", f"sample {sample.key!r}: its .{ending} holds no class"
-    return "", f"sample {sample.key!r} has no label (.cls, .json or .txt)"
+def _is_label(ending: str) -> bool:
+    return ending.rpartition(".")[2] in LABEL_ENDINGS
+
+
+def _listed(endings: Iterable[str]) -> str:
+    return ", ".join(f".{printable(ending)}" for ending in endings)
 
 
 def _sample(key: str, parts: Iterable[tarfile.TarInfo], file: BinaryIO) -> _Sample:
@@ -107,25 +145,20 @@ def _sample(key: str, parts: Iterable[tarfile.TarInfo], file: BinaryIO) -> _Samp
     for member in parts:
         ending = _key_and_ending(member.name)[1]
         sample.parts.setdefault(ending, []).append((member.offset_data, member.size))
-        if ending in LABEL_ENDINGS and member.size <= MAX_LABEL_BYTES:
+        problem = plain_reason(member)
+        if problem:
+            sample.problem = f"sample {key!r}: its .{printable(ending)} {problem}"
+        elif _is_label(ending):
             file.seek(member.offset_data)
-            sample.labels[ending] = file.read(member.size)
+            sample.labels[ending] = file.read(min(member.size, MAX_LABEL_BYTES + 1))
     return sample
 
 
-def _files_of(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The visible files of a shard, one after the other; the tar file keeps none of them."""
-    while (member := tar.next()) is not None:
-        tar.members = []  # type: ignore[attr-defined]
-        name = member.name.rpartition("/")[2]
-        if member.isreg() and not name.startswith((".", "__")):
-            yield member
-
-
 def _key_and_ending(name: str) -> tuple[str, str]:
-    """a/b.seg.png -> (a/b, png): WebDataset's rule for the key; the last ending says what the file is."""
+    """a/b.seg.png -> (a/b, seg.png): WebDataset's rule."""
     folder, slash, base = name.rpartition("/")
-    return folder + slash + base.partition(".")[0], base.rpartition(".")[2].lower()
+    key, _, ending = base.partition(".")
+    return folder + slash + key, ending.lower()
 
 
 def _constant(data: bytes) -> Load:

@@ -15,6 +15,7 @@ TlrayError                 1  the work failed
 """
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -68,14 +69,38 @@ def nearest(name: str, valid: Iterable[str], count: int = 1) -> list[str]:
 
 def unknown_key(key: str, valid: list[str]) -> str:
     """The message for a key that does not exist: the nearest valid one, then all of them."""
-    near = nearest(key, valid)
+    near = nearest(key[:MAX_SHOWN], valid)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown key {key!r}; {hint}valid keys: {', '.join(valid)}"
+    return f"unknown key {shortened(repr(key))}; {hint}valid keys: {', '.join(valid)}"
+
+
+MAX_SHOWN = 200  # characters of a value in a message
+INSTEAD = {  # of pydantic's words for its commonest errors
+    "bool_type": "give true or false",
+    "dict_type": "give keys with values",
+    "finite_number": "give a finite number",
+    "float_type": "give a number",
+    "int_from_float": "give a whole number",
+    "int_type": "give a whole number",
+    "string_pattern_mismatch": "begin with a letter or digit, and use letters, digits, '.', '_' and '-' alone",
+    "string_too_short": "it is empty: give a value",
+    "string_type": "give text, in quotes where it looks like something else",
+    "model_type": "give keys with values",
+    "tuple_type": "give a list, such as [a, b]",
+}
 
 
 def plain_reason(error: Mapping[str, Any]) -> str:
     """One of pydantic's error dictionaries as half a sentence that ends with the value it refused."""
-    message = error["msg"].removeprefix("Value error, ")
+    message = INSTEAD.get(error["type"]) or error["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    shows_value = error["type"] not in ("missing", "value_error") and isinstance(error["input"], (str, int, float))
-    return f"{message}, not {error['input']!r}" if shows_value else message
+    value = error["input"]
+    if error["type"] in ("missing", "value_error") or not (value is None or isinstance(value, str | int | float)):
+        return message
+    written = json.dumps(value) if value is None or isinstance(value, bool) else shortened(repr(value))
+    return f"{message}, not {written}"  # null, true and false as in a configuration
+
+
+def shortened(text: str) -> str:
+    """For a message: a long value's beginning."""
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text)} characters)"

@@ -109,7 +109,7 @@ def test_every_mistake_is_reported_at_once_each_with_its_place() -> None:
         ("strategies=[{strategy: full, training: {lr: -1}}]", "strategies.0.training.lr", "-1"),
         ("search_space.lr.grid=[0.1, -1]", "search_space.lr", "-1"),
         ("search_space.optimizer.choice=[sgd, adam]", "search_space.optimizer", "'adam'"),
-        ("search_space.epochs.uniform=[1, 2.5]", "search_space.epochs", "2.5"),
+        ("search_space.epochs.grid=[1, 2.5]", "search_space.epochs", "2.5"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_its_place_and_the_value(override: str, place: str, value: str) -> None:

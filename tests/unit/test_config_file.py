@@ -41,7 +41,7 @@ def test_the_last_of_two_overrides_of_one_key_wins() -> None:
     [
         ("training.epochs", "'training.epochs' is not of the form key=value"),
         ("=3", "'=3' is not of the form key=value"),
-        ("name=[1", "'[1' is not a YAML value"),
+        ("backbones=[1", "expected ',' or ']'"),
         ("data.train.x=1", "train is a single value and has no key below it"),
         ("backbones.1=x", "'1' is not an index of a list of 1"),
         ("backbones.first=x", "'first' is not an index of a list of 1"),

@@ -4,57 +4,69 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tlray.config.section import Section
+from tlray.config.section import MOST_ENTRIES, MOST_GB, MOST_SEED, Flag, Location, Number, Section, Whole
 
 
 class SyntheticConfig(Section):
     """The demo's images and the backbone pre-trained on another task, made at `location` on first use."""
 
-    location: str
-    seed: int = 0
+    location: Location
+    seed: Whole = Field(0, ge=0, le=MOST_SEED)
 
 
 class ColumnsConfig(Section):
     """Names of the columns of CSV and Parquet files; `label` also in the .json of WebDataset samples."""
 
-    uri: str = Field("uri", description="where an image lies; relative to the file's own folder, or anywhere")
-    label: str = Field("label", description="its class: strings or whole numbers")
-    split: str | None = Field(None, description="train, val or test; by default the column `split` where there is one")
-    image: str = Field("image", description="the image's bytes, in Parquet files that hold them")
+    uri: str = Field(
+        "uri", min_length=1, description="where an image lies; relative to the file's own folder, or anywhere"
+    )
+    label: str = Field("label", min_length=1, description="its class: strings or whole numbers")
+    split: str | None = Field(
+        None, min_length=1, description="train, val or test; by default the column `split` where there is one"
+    )
+    image: str = Field("image", min_length=1, description="the image's bytes, in Parquet files that hold them")
 
 
 class DataConfig(Section):
     """Labelled images on local disk or s3://: class folders, a CSV or Parquet file, WebDataset shards."""
 
-    train: str | None = None
-    val: str | None = Field(None, description="by default val_fraction of train")
-    test: str | None = Field(None, description="by default test_fraction of train")
-    val_fraction: float = Field(0.15, gt=0, lt=1)
-    test_fraction: float = Field(0.15, gt=0, lt=1)
-    split_seed: int = Field(0, description="decides, with an image's contents, its split; seed does not")
+    train: Location | None = None
+    val: Location | None = Field(None, description="by default val_fraction of train")
+    test: Location | None = Field(None, description="by default test_fraction of train")
+    val_fraction: Number = Field(0.15, gt=0, lt=1)
+    test_fraction: Number = Field(0.15, gt=0, lt=1)
+    split_seed: Whole = Field(
+        0, ge=0, le=MOST_SEED, description="decides, with an image's contents, its split; seed does not"
+    )
     format: Literal["auto", "folder", "csv", "parquet", "webdataset"] = Field(
         "auto", description="how images and labels are stored; auto: what lies at each location"
     )
     columns: ColumnsConfig = ColumnsConfig()
-    exclude: tuple[str, ...] = Field((), description="glob patterns of paths, relative to the folder, to leave out")
-    max_bad_fraction: float = Field(0.05, ge=0, le=1, description="unreadable images tolerated before the run fails")
+    exclude: tuple[str, ...] = Field(
+        (), max_length=MOST_ENTRIES, description="glob patterns of paths, relative to the folder, to leave out"
+    )
+    max_bad_fraction: Number = Field(0.05, ge=0, le=1, description="unreadable images tolerated before the run fails")
     synthetic: SyntheticConfig | None = None
-    num_threads: int = Field(2, ge=1, description="threads per worker that read and decode images")
+    num_threads: Whole = Field(2, ge=1, le=1024, description="threads per worker that read and decode images")
     stream: Literal["threads", "ray_data"] = Field(
         "threads", description="who decodes: each worker's own threads, or Ray Data's tasks on any node"
     )
-    stream_cpus: float = Field(1, gt=0, description="CPUs that Ray Data decodes with for each trial")
-    memory_cache_mb: int = Field(512, ge=0, description="decoded images kept per worker process, in MiB")
+    stream_cpus: Number = Field(1, gt=0, le=1024, description="CPUs that Ray Data decodes with for each trial")
+    memory_cache_mb: Whole = Field(512, ge=0, le=10**8, description="decoded images kept per worker process, in MiB")
     prepare: Literal["auto", "always", "never"] = Field(
         "auto", description="copy the images once into large shards; auto: those on S3, and inside Parquet files"
     )
-    prepared: str | None = Field(None, description="where the shards are kept; by default STORAGE/images")
-    prepared_max_gb: float | None = Field(None, gt=0, description="size of all data sets' shards; the oldest go first")
-    max_side: int | None = Field(None, ge=32, description="shards keep larger images as JPEGs of that short side")
-    cache: str = Field("~/.cache/tlray/images", description="shards and decoded pixels on each node's disk")
-    cache_max_gb: float | None = Field(None, gt=0, description="size of the copies of shards on each node")
-    pixels_max_gb: float = Field(
-        10, ge=0, description="decoded images on each node's disk, where memory does not hold them; 0: none"
+    prepared: Location | None = Field(None, description="where the shards are kept; by default STORAGE/images")
+    prepared_max_gb: Number | None = Field(
+        None, gt=0, le=MOST_GB, description="size of all data sets' shards; the oldest go first"
+    )
+    max_side: Whole | None = Field(
+        None, ge=32, le=65_535, description="shards keep larger images as JPEGs of that short side"
+    )
+    cache: Location = Field("~/.cache/tlray/images", description="shards and decoded pixels on each node's disk")
+    cache_max_gb: Number | None = Field(None, gt=0, le=MOST_GB, description="size of the copies of shards on each node")
+    pixels_max_gb: Number = Field(
+        10, ge=0, le=MOST_GB, description="decoded images on each node's disk, where memory does not hold them; 0: none"
     )
 
     @model_validator(mode="after")
@@ -69,12 +81,14 @@ class DataConfig(Section):
 class ActivationsConfig(Section):
     """What frozen blocks compute of the images: where it is kept, how precisely, and when it is worth it."""
 
-    location: str | None = Field(None, description="the store, shared by all runs; by default STORAGE/activations")
-    cache: str = Field("~/.cache/tlray/activations", description="copies of a remote store on each node's disk")
-    max_gb: float | None = Field(None, gt=0, description="size of the store; what was not used for longest goes first")
-    cache_max_gb: float | None = Field(None, gt=0, description="size of the copies on each node")
+    location: Location | None = Field(None, description="the store, shared by all runs; by default STORAGE/activations")
+    cache: Location = Field("~/.cache/tlray/activations", description="copies of a remote store on each node's disk")
+    max_gb: Number | None = Field(
+        None, gt=0, le=MOST_GB, description="size of the store; what was not used for longest goes first"
+    )
+    cache_max_gb: Number | None = Field(None, gt=0, le=MOST_GB, description="size of the copies on each node")
     dtype: Literal["float16", "float32"] = Field("float16", description="how activations are stored")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="how frozen blocks compute")
     materialise: Literal["auto", "always", "never"] = Field("auto", description="auto: where the plan finds it cheaper")
-    fuse_probes: bool = Field(True, description="linear probes of one backbone train together, as one batched head")
-    images_per_shard: int = Field(512, ge=1, description="computed and kept together; what a kill can cost")
+    fuse_probes: Flag = Field(True, description="linear probes of one backbone train together, as one batched head")
+    images_per_shard: Whole = Field(512, ge=1, le=10**6, description="computed and kept together; what a kill can cost")

@@ -3,6 +3,7 @@
 config = parse_config(Path("run.yaml").read_text(), ["training.epochs=5"], source="run.yaml")
 """
 
+import re
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any, get_args
@@ -11,58 +12,60 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tlray.config import RunConfig
+from tlray.config.overrides import apply_override
 from tlray.config.query import QUERY_FORM
-from tlray.errors import ConfigError, plain_reason, unknown_key
+from tlray.config.text import TextError, read_scalar, read_yaml
+from tlray.errors import ConfigError, plain_reason, shortened, unknown_key
+
+MAX_PROBLEMS = 20  # told at once
+ALTERNATIVE = re.compile(r"constrained-\w+|literal\[.*\]", re.DOTALL)
 
 
 def parse_config(text: str, overrides: Sequence[str] = (), *, source: str = "config") -> RunConfig:
     """YAML text and `dotted.key=value` overrides -> RunConfig; raises ConfigError with every problem, one a line."""
     try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
+        document = read_yaml(text)
+    except TextError as error:
+        raise ConfigError(f"{source} is not valid YAML: {error}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{source} holds no configuration: expected `key: value` lines")
     for override in overrides:
-        _apply_override(document, override)
+        apply_override(document, override)
     try:
         return RunConfig.model_validate(document)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
     except ValidationError as error:
         lines = [f"{_dotted(e['loc'])}{_explain(e)}" for e in error.errors() if not _is_consequence(e, error.errors())]
-        raise ConfigError(f"{source}: " + "; ".join(dict.fromkeys(lines))) from None
+        raise ConfigError(f"{source}: " + "; ".join(_first(list(dict.fromkeys(lines))))) from None
 
 
 def dump_config(config: RunConfig) -> str:
     """The configuration as YAML with every default written out; `parse_config` reads it back unchanged."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def _apply_override(document: dict[str, Any], override: str) -> None:
-    path, equals, value = override.partition("=")
-    if not equals or not path:
-        raise ConfigError(f"{override!r} is not of the form key=value (for example training.epochs=5)")
-    node: Any = document
-    *parents, last = path.split(".")
-    for part in parents:
-        node = node[_index(path, part, node)] if isinstance(node, list) else node.setdefault(part, {})
-        if not isinstance(node, (dict, list)):
-            raise ConfigError(f"{path}: {part} is a single value and has no key below it")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"{path}: {value!r} is not a YAML value") from None
-    if isinstance(node, list):
-        node[_index(path, last, node)] = parsed
-    else:
-        node[last] = parsed
+class _Dumper(yaml.SafeDumper):
+    """Puts text in quotes that either version of YAML would read as something else, and repeats what occurs twice."""
+
+    def represent_str(self, value: str) -> yaml.ScalarNode:
+        try:
+            plain = isinstance(read_scalar(value), str)
+        except TextError:
+            plain = False
+        return self.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else "'")
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
-def _index(path: str, part: str, values: list[Any]) -> int:
-    if not part.isdigit() or int(part) >= len(values):
-        raise ConfigError(f"{path}: {part!r} is not an index of a list of {len(values)}")
-    return int(part)
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def _first(problems: list[str]) -> list[str]:
+    """As many as a person reads."""
+    left = len(problems) - MAX_PROBLEMS
+    return problems if left <= 0 else [*problems[:MAX_PROBLEMS], f"and {left} more"]
 
 
 def _is_consequence(error: Any, errors: Sequence[Any]) -> bool:
@@ -74,8 +77,10 @@ def _is_consequence(error: Any, errors: Sequence[Any]) -> bool:
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:
-    """Without the names of alternatives, which stand in brackets."""
-    return ".".join(str(part) for part in location if not str(part).startswith("["))
+    """Without the names of alternatives, which stand in brackets, and those that pydantic gives."""
+    if location and ALTERNATIVE.fullmatch(str(location[-1])):
+        location = location[:-1]
+    return ".".join(shortened(str(part)) for part in location if not str(part).startswith("["))
 
 
 def _explain(error: Any) -> str:

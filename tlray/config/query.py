@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from tlray.config.section import Section
+from tlray.config.section import MOST_BATCH, MOST_ENTRIES, MOST_INPUT, Flag, Number, Section, Whole
 
 DECIMAL = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}  # B: billions, as parameters are counted
 # How pydantic's errors call the two forms of `backbones`; config.file leaves the words out of its messages.
@@ -50,29 +50,31 @@ class Filters(Section):
     """What a set of weights must be like; all that are given must hold."""
 
     pattern: str = Field("", description="part of an id, or a pattern such as 'timm/*vit*'")
-    max_params: Annotated[float, BeforeValidator(count)] | None = Field(None, gt=0, description="such as 10M")
-    max_size: Annotated[float, BeforeValidator(megabytes)] | None = Field(
+    max_params: Annotated[Number, BeforeValidator(count)] | None = Field(None, gt=0, description="such as 10M")
+    max_size: Annotated[Number, BeforeValidator(megabytes)] | None = Field(
         None, gt=0, description="download, such as 30MB"
     )
-    max_gflops: Annotated[float, BeforeValidator(giga_operations)] | None = Field(
+    max_gflops: Annotated[Number, BeforeValidator(giga_operations)] | None = Field(
         None, gt=0, description="multiply-adds of one image in 10^9"
     )
-    min_top1: float | None = Field(None, ge=1, le=100, description="published ImageNet-1k accuracy in percent")
+    min_top1: Number | None = Field(None, ge=1, le=100, description="published ImageNet-1k accuracy in percent")
     family: str | None = Field(None, description="the library's name of the family, such as resnet, or a pattern")
-    input: int | None = Field(None, ge=1, description="input size in pixels")
+    input: Whole | None = Field(None, ge=1, le=MOST_INPUT, description="input size in pixels")
     licence: str | None = Field(None, description="such as apache-2.0, or a pattern")
     trained_on: str | None = Field(None, description="a data set that training went through, such as in1k or in21k")
     library: str | None = Field(None, description="such as timm")
-    pretrained: bool = Field(True, description="only what has weights that can be downloaded")
+    pretrained: Flag = Field(True, description="only what has weights that can be downloaded")
 
 
 class BackboneQuery(Filters):
     """`backbones:` as a question to the catalogue instead of a list of ids."""
 
-    max_latency_ms: float | None = Field(
-        None, gt=0, description="of one batch in evaluation, measured on this machine with random weights"
+    max_latency_ms: Number | None = Field(
+        None, gt=0, le=10**6, description="of one batch in evaluation, measured on this machine with random weights"
     )
-    batch_size: int = Field(1, ge=1, description="images of the batch that the latency is measured on")
+    batch_size: Whole = Field(1, ge=1, le=MOST_BATCH, description="images of the batch that the latency is measured on")
     sort: SortKey = Field("top1", description="best first; decides which are taken where limit leaves some out")
-    limit: int = Field(20, ge=1, description="backbones taken at most")
-    shortlist: int | None = Field(None, ge=1, description="backbones that the ranking leaves for the sweep")
+    limit: Whole = Field(20, ge=1, le=MOST_ENTRIES, description="backbones taken at most")
+    shortlist: Whole | None = Field(
+        None, ge=1, le=MOST_ENTRIES, description="backbones that the ranking leaves for the sweep"
+    )

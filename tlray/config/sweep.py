@@ -4,28 +4,32 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tlray.config.section import Section
+from tlray.config.section import MOST_ENTRIES, MOST_EPOCHS, MOST_RESOURCES, MOST_TRIALS, Number, Section, Whole
 
 
 class SweepConfig(Section):
     """How trials are drawn, scheduled and given resources; names and meanings are Ray Tune's."""
 
-    num_samples: int = Field(1, ge=1)
+    num_samples: Whole = Field(1, ge=1, le=MOST_TRIALS)
     scheduler: Literal["asha", "fifo"] = "asha"
-    grace_period: int = Field(1, ge=1, description="epochs before ASHA may stop a trial")
-    reduction_factor: float = Field(3, gt=1)
-    max_concurrent_trials: int | None = Field(None, ge=1, description="by default as many as the cluster holds")
-    max_failures: int = Field(2, ge=0, description="times a trial is restarted from its last checkpoint")
+    grace_period: Whole = Field(1, ge=1, le=MOST_EPOCHS, description="epochs before ASHA may stop a trial")
+    reduction_factor: Number = Field(3, gt=1, le=1000)
+    max_concurrent_trials: Whole | None = Field(
+        None, ge=1, le=MOST_TRIALS, description="by default as many as the cluster holds"
+    )
+    max_failures: Whole = Field(2, ge=0, le=1000, description="times a trial is restarted from its last checkpoint")
     trainer: Literal["auto", "ray_train"] = Field("auto", description="auto: in the Tune actor where one worker does")
-    workers_per_trial: int = Field(1, ge=1)
-    cpus_per_worker: float = Field(1, gt=0)
-    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] | None = Field(
+    workers_per_trial: Whole = Field(1, ge=1, le=10_000)
+    cpus_per_worker: Number = Field(1, gt=0, le=10_000)
+    gpus_per_worker: Annotated[Number, Field(ge=0, le=1000)] | Literal["auto"] | None = Field(
         None,
         description="by default 1 where the cluster has GPUs, else 0; auto: the share of a GPU whose memory the trial "
         "needs, by the plan",
     )
-    resources_per_worker: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        default_factory=dict, description="further resources of Ray's, by name: accelerator_type:A100, or your own"
+    resources_per_worker: dict[str, Annotated[Number, Field(gt=0, le=MOST_RESOURCES)]] = Field(
+        default_factory=dict,
+        max_length=MOST_ENTRIES,
+        description="further resources of Ray's, by name: accelerator_type:A100, or your own",
     )
 
     @model_validator(mode="after")
@@ -49,35 +53,45 @@ class SweepConfig(Section):
 class NodeTypeConfig(Section):
     """Nodes of one kind that an autoscaler may start."""
 
-    cpus: float = Field(ge=0)
-    gpus: float = Field(0, ge=0)
-    resources: dict[str, float] = Field(default_factory=dict, description="further resources, by name")
-    max_workers: int = Field(ge=1, description="so many of them at most")
+    cpus: Number = Field(ge=0, le=10_000)
+    gpus: Number = Field(0, ge=0, le=1000)
+    resources: dict[str, Annotated[Number, Field(ge=0, le=MOST_RESOURCES)]] = Field(
+        default_factory=dict, max_length=MOST_ENTRIES, description="further resources, by name"
+    )
+    max_workers: Whole = Field(ge=1, le=100_000, description="so many of them at most")
 
 
 class ClusterConfig(Section):
     """The cluster that a run waits for. Trials and tasks are asked for by what it can become, so that it grows."""
 
     node_types: tuple[NodeTypeConfig, ...] = Field(
-        (), description="what the autoscaler may start; by default read from where Ray keeps its configuration"
+        (),
+        max_length=MOST_ENTRIES,
+        description="what the autoscaler may start; by default read from where Ray keeps its configuration",
     )
-    wait_minutes: float = Field(20, ge=0, description="for the first node that holds a trial, before the run gives up")
+    wait_minutes: Number = Field(
+        20, ge=0, le=10_080, description="for the first node that holds a trial, before the run gives up"
+    )
 
 
 class BudgetConfig(Section):
     """What a run may take at most; it ends cleanly with the best so far."""
 
-    hours: float | None = Field(None, gt=0, description="by the clock, interruptions not counted")
-    cost: float | None = Field(None, gt=0, description="in the currency of prices; needs prices")
-    trials: int | None = Field(None, ge=1, description="beside the baseline")
+    hours: Number | None = Field(None, gt=0, le=87_600, description="by the clock, interruptions not counted")
+    cost: Number | None = Field(None, gt=0, le=1e12, description="in the currency of prices; needs prices")
+    trials: Whole | None = Field(None, ge=1, le=MOST_TRIALS, description="beside the baseline")
 
 
 class PricesConfig(Section):
     """What the machines of the cluster cost, to say what a run will."""
 
-    per_hour: dict[str, Annotated[float, Field(ge=0)]] = Field(min_length=1, description="price of each instance type")
-    instances: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        default_factory=dict, description="how many of each type work on the run; by default one, of the only type"
+    per_hour: dict[str, Annotated[Number, Field(ge=0, le=1e9)]] = Field(
+        min_length=1, max_length=MOST_ENTRIES, description="price of each instance type"
+    )
+    instances: dict[str, Annotated[Number, Field(ge=0, le=1e6)]] = Field(
+        default_factory=dict,
+        max_length=MOST_ENTRIES,
+        description="how many of each type work on the run; by default one, of the only type",
     )
 
     @model_validator(mode="after")

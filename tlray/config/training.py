@@ -4,51 +4,72 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from tlray.config.section import Section
+from tlray.config.section import (
+    MOST_BATCH,
+    MOST_ENTRIES,
+    MOST_EPOCHS,
+    MOST_INPUT,
+    Flag,
+    Location,
+    Number,
+    Section,
+    Whole,
+)
 from tlray.errors import ConfigError, plain_reason, unknown_key
 
 StrategyName = Literal["linear_probe", "partial", "gradual", "full", "scratch"]
 STRATEGY_ALIASES = {"feature_extractor": "linear_probe"}
-Fraction = Annotated[float, Field(ge=0, lt=1)]
+MOST_BLOCKS = 10_000
+MOST_ID = 200  # characters
+FirstEpoch = Annotated[
+    Whole,
+    Field(ge=1, le=MOST_EPOCHS),
+    BeforeValidator(lambda v: int(v) if isinstance(v, str) and v.isascii() and v.isdecimal() and len(v) < 9 else v),
+]
+Blocks = Annotated[Whole, Field(ge=0, le=MOST_BLOCKS)]
+Fraction = Annotated[Number, Field(ge=0, lt=1)]
 
 
 class Recipe(Section):
     """How one trial trains. Rates are for the head; blocks further from it may get less (`layer_decay`)."""
 
-    epochs: int = Field(10, ge=1)
-    batch_size: int = Field(32, ge=1, description="images per step, over all workers of the trial")
+    epochs: Whole = Field(10, ge=1, le=MOST_EPOCHS)
+    batch_size: Whole = Field(32, ge=1, le=MOST_BATCH, description="images per step, over all workers of the trial")
     optimizer: Literal["sgd", "adamw"] = "adamw"
-    lr: float = Field(0.001, gt=0, description="learning rate of the head (times head_lr_mult)")
-    head_lr_mult: float = Field(1.0, gt=0)
-    layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the rate for each block away from the head")
-    weight_decay: float = Field(0.0001, ge=0, description="not applied to biases and normalisation")
-    momentum: float = Field(0.9, ge=0, lt=1, description="SGD only")
+    lr: Number = Field(0.001, gt=0, le=1e6, description="learning rate of the head (times head_lr_mult)")
+    head_lr_mult: Number = Field(1.0, gt=0, le=1e6)
+    layer_decay: Number = Field(1.0, gt=0, le=1, description="factor on the rate for each block away from the head")
+    weight_decay: Number = Field(0.0001, ge=0, le=1e6, description="not applied to biases and normalisation")
+    momentum: Number = Field(0.9, ge=0, lt=1, description="SGD only")
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_epochs: float = Field(0.0, ge=0)
+    warmup_epochs: Number = Field(0.0, ge=0, le=MOST_EPOCHS)
     label_smoothing: Fraction = 0.0
-    gradient_clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 does not clip")
-    patience: int = Field(0, ge=0, description="epochs without a better val accuracy before a stop; 0 never stops")
+    gradient_clip: Number = Field(0.0, ge=0, le=1e9, description="largest gradient norm; 0 does not clip")
+    patience: Whole = Field(
+        0, ge=0, le=MOST_EPOCHS, description="epochs without a better val accuracy before a stop; 0 never stops"
+    )
     augmentation: Literal["none", "light", "standard"] = Field(
         "standard", description="none: evaluation transform; light: flip and shift; standard: random crop and flip"
     )
-    views: int = Field(
+    views: Whole = Field(
         4,
         ge=0,
+        le=1000,
         description="draws of each image whose frozen activations are kept: the evaluation transform and views - 1 "
         "augmented ones; epoch e trains on draw e mod views. 0 augments anew, and recomputes, in every epoch",
     )
-    freeze_bn: bool = Field(True, description="BatchNorm of frozen blocks: evaluation mode, statistics untouched")
+    freeze_bn: Flag = Field(True, description="BatchNorm of frozen blocks: evaluation mode, statistics untouched")
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    checkpoint_steps: int = Field(1000, ge=1, description="batches between checkpoints inside a long epoch")
+    checkpoint_steps: Whole = Field(1000, ge=1, le=10**9, description="batches between checkpoints inside a long epoch")
 
 
 class Space(Section):
     """Values that a hyper-parameter is searched over; exactly one of the four, with Ray Tune's meaning."""
 
-    grid: tuple[Any, ...] | None = Field(None, description="every value is tried")
-    choice: tuple[Any, ...] | None = Field(None, description="one value drawn per sample")
-    uniform: tuple[float, float] | None = None
-    loguniform: tuple[float, float] | None = None
+    grid: tuple[Any, ...] | None = Field(None, max_length=MOST_ENTRIES, description="every value is tried")
+    choice: tuple[Any, ...] | None = Field(None, max_length=MOST_ENTRIES, description="one value drawn per sample")
+    uniform: tuple[Number, Number] | None = None
+    loguniform: tuple[Number, Number] | None = None
 
     @model_validator(mode="after")
     def one_kind(self) -> "Space":
@@ -69,15 +90,25 @@ class Space(Section):
 class BackboneConfig(Section):
     """A classification model of torchvision or timm and where its weights come from."""
 
-    id: str = Field(description="torchvision/resnet50, timm/resnet50.a1_in1k, or a bare name known to one of them")
-    weights: str = Field("pretrained", description="pretrained, none, or the path or URI of a .safetensors or .pth")
-    input_size: int | None = Field(None, ge=16, description="pixels; by default what the weights were trained with")
-    options: dict[str, Any] = Field(default_factory=dict, description="arguments of the library's constructor")
+    id: str = Field(
+        min_length=1,
+        max_length=MOST_ID,
+        description="torchvision/resnet50, timm/resnet50.a1_in1k, or a bare name known to one of them",
+    )
+    weights: Location = Field(
+        "pretrained", description="pretrained, none, or the path or URI of a .safetensors or .pth"
+    )
+    input_size: Whole | None = Field(
+        None, ge=16, le=MOST_INPUT, description="pixels; by default what the weights were trained with"
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, max_length=MOST_ENTRIES, description="arguments of the library's constructor"
+    )
 
 
 BackboneList = Annotated[
     tuple[Annotated[BackboneConfig, BeforeValidator(lambda v: {"id": v} if isinstance(v, str) else v)], ...],
-    Field(min_length=1),
+    Field(min_length=1, max_length=MOST_ENTRIES),
 ]
 
 
@@ -85,10 +116,15 @@ class StrategyConfig(Section):
     """Which blocks train, and what this strategy changes in the recipe."""
 
     strategy: Annotated[StrategyName, BeforeValidator(lambda name: STRATEGY_ALIASES.get(name, name))]
-    trainable_blocks: int | None = Field(None, ge=0, description="partial: blocks that train, counted from the head")
-    frozen_fraction: float | None = Field(None, ge=0, le=1, description="partial: share of the blocks that is frozen")
-    unfreeze: dict[int, int | Literal["all"]] | None = Field(
-        None, description="gradual: {epoch: trainable blocks from that epoch on}; by default half, then all"
+    trainable_blocks: Whole | None = Field(
+        None, ge=0, le=MOST_BLOCKS, description="partial: blocks that train, counted from the head"
+    )
+    frozen_fraction: Number | None = Field(None, ge=0, le=1, description="partial: share of the blocks that is frozen")
+    unfreeze: dict[FirstEpoch, Blocks | Literal["all"]] | None = Field(
+        None,
+        min_length=1,
+        max_length=MOST_ENTRIES,
+        description="gradual: {epoch: trainable blocks from that epoch on}; by default half, then all",
     )
     training: dict[str, Any] = Field(default_factory=dict, description="recipe values for this strategy only")
     search_space: dict[str, Space] = Field(default_factory=dict)
@@ -153,8 +189,10 @@ def check_recipe_values(where: str, values: dict[str, Any]) -> None:
 def check_space(where: str, space: dict[str, Space]) -> None:
     for key, dimension in space.items():
         candidates = dimension.grid or dimension.choice or dimension.uniform or dimension.loguniform or ()
-        for value in candidates:
-            recipe_value(where, key, value)
         is_range = dimension.uniform is not None or dimension.loguniform is not None
-        if is_range and Recipe.model_fields[key].annotation is not float:
+        if is_range and key in Recipe.model_fields and Recipe.model_fields[key].annotation is not float:
             raise ConfigError(f"{where}.{key}: a range draws fractions, which {key} cannot take; use grid or choice")
+        values = [recipe_value(where, key, value) for value in candidates]
+        if dimension.grid is not None and len(set(values)) < len(values):
+            again = next(value for place, value in enumerate(values) if value in values[:place])
+            raise ConfigError(f"{where}.{key}: the grid has the value {again!r} twice: remove one of them")

@@ -51,6 +51,7 @@ class Plan(BaseModel):
     activations: tuple[ActivationSource, ...] = ()
     estimate: Estimate | None = None  # None in plans of earlier versions
     notes: tuple[str, ...] = ()  # what was decided for the user, and why
+    warnings: tuple[str, ...] = ()  # of the images, as in the manifest
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def plan_tables(plan: Plan) -> Group:
     if plan.estimate is not None:
         tables += [Table(box=None), *_estimate_lines(plan.estimate)]
     tables += [Text(note) for note in plan.notes]
+    tables += [Text(f"warning: {warning}", style="yellow") for warning in plan.warnings]
     return Group(*tables)
 
 

@@ -132,6 +132,7 @@ def make_plan(config: RunConfig, manifest: Manifest, trials: Sequence[TrialConfi
         activations=tuple(sources),
         estimate=estimate_run(sources, costs, dropped, machines, config.export, config.prices),
         notes=_words_on_shares(shares),
+        warnings=manifest.warnings,
     )
 
 

@@ -17,7 +17,9 @@ from tlray import storage
 from tlray.backbone import load_classifier
 from tlray.champion import FILE as CHAMPION
 from tlray.champion import load_champion
+from tlray.data.class_names import ClassNameError, matched
 from tlray.data.inputs import expand, files_below, is_hidden
+from tlray.data.sources.layout import folder_layout
 from tlray.errors import DataError, InputError, nearest
 from tlray.export.files import CHECKSUMS
 from tlray.export.model import Model, Prediction, load
@@ -25,6 +27,7 @@ from tlray.results import Evaluation, UnreadableImage
 from tlray.training.metrics import ClassificationSums
 
 LOGITS_PER_UPDATE = 256
+SCORED_FIRST = ("test", "val", "train")  # of the splits in a folder
 
 
 def predict(
@@ -61,7 +64,7 @@ def evaluate(
     DataError: a sub-folder that is no class of the model, no images, or none that can be read.
     """
     model = open_model(model_ref, weights=weights, device=device, batch_size=batch_size, num_threads=num_threads)
-    labels = _labelled_images(data, model.classes)
+    labels, note = _labelled_images(data, model.classes)
     sums = ClassificationSums(len(model.classes))
     bad: list[UnreadableImage] = []
     logits: list[torch.Tensor] = []
@@ -79,7 +82,7 @@ def evaluate(
         sums.update(torch.stack(logits), torch.tensor(truth))
     if len(bad) == len(labels):
         raise DataError(f"{data}: none of the {len(bad)} images can be read, for example {bad[0].uri}: {bad[0].reason}")
-    return _evaluation(model.classes, sums, bad)
+    return _evaluation(model.classes, sums, bad, note)
 
 
 def open_model(
@@ -140,26 +143,41 @@ def _find_bundle(location: str) -> str | None:
     return storage.join(exports, min(ranked, key=lambda name: int(name.partition("-")[0]))) if ranked else None
 
 
-def _labelled_images(data: str, classes: Sequence[str]) -> dict[str, int]:
-    """Location -> label of every file in a class folder; hidden files, and those outside of class folders, are none."""
+def _labelled_images(data: str, classes: Sequence[str]) -> tuple[dict[str, int], str]:
+    """(location -> label of every file in a class folder, how its folders were understood).
+
+    Hidden files, and those outside of class folders, are none. Of splits the test split is taken, else val, else train.
+    """
     location = storage.absolute(data)
+    layout = folder_layout("data", location)
+    there = set(layout.splits.values())
+    chosen = next((split for split in SCORED_FIRST if split in there), None)
+    note = "" if chosen is None else f"{data} is {layout.description}; {chosen} is scored"
     labels: dict[str, int] = {}
-    try:
-        for info, path in files_below(location):
-            name, slash, _ = path.partition("/")
-            if slash and not is_hidden(path):
-                if name not in classes:
-                    near = "".join(f"; did you mean {other!r}?" for other in nearest(name, classes))
-                    raise DataError(f"{data}: the folder {name!r} is none of the model's {len(classes)} classes{near}")
-                labels[info.uri] = classes.index(name)
-    except storage.NotFoundError:
-        raise DataError(f"{data} does not exist") from None
+    for info, path in files_below(location):
+        split, folder = layout.place_of(path)
+        if folder and not is_hidden(path) and (chosen is None or split == chosen):
+            labels[info.uri] = classes.index(_class_of(data, folder, classes))
     if not labels:
         raise DataError(f"{data} holds no class folders with images; expected CLASS/image.jpg")
-    return labels
+    return labels, note
 
 
-def _evaluation(classes: tuple[str, ...], sums: ClassificationSums, bad: Sequence[UnreadableImage]) -> Evaluation:
+def _class_of(data: str, folder: str, classes: Sequence[str]) -> str:
+    """The class of the model that a folder's name means, in whatever spelling."""
+    try:
+        name = matched(folder, classes)
+    except ClassNameError as error:
+        raise DataError(f"{data}: the folder {folder!r}: {error}") from None
+    if name is None:
+        near = "".join(f"; did you mean {other!r}?" for other in nearest(folder, classes))
+        raise DataError(f"{data}: the folder {folder!r} is none of the model's {len(classes)} classes{near}")
+    return name
+
+
+def _evaluation(
+    classes: tuple[str, ...], sums: ClassificationSums, bad: Sequence[UnreadableImage], note: str
+) -> Evaluation:
     scores = sums.result()
     confusion = tuple(tuple(int(count) for count in row) for row in sums.confusion.tolist())
     return Evaluation(
@@ -175,4 +193,5 @@ def _evaluation(classes: tuple[str, ...], sums: ClassificationSums, bad: Sequenc
         },
         confusion=confusion,
         bad=tuple(bad),
+        notes=(note,) if note else (),
     )

@@ -122,6 +122,7 @@ class Evaluation(BaseModel):
     recall: dict[str, float | None]  # by class; None without images
     confusion: tuple[tuple[int, ...], ...]  # images: rows true, columns predicted
     bad: tuple[UnreadableImage, ...]
+    notes: tuple[str, ...] = ()  # how the folders were understood, where that is a question
 
 
 @dataclass(frozen=True)

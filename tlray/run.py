@@ -203,15 +203,11 @@ def _conclude_in_words(run_uri: str, width: int, with_colours: bool) -> tuple[Ou
 def _say_what_was_found(run: Run, console: Console) -> None:
     images = ", ".join(f"{len(run.manifest.split(split))} {split}" for split in ("train", "val", "test"))
     console.print(
-        f"{images} images of {len(run.manifest.classes)} classes, {len(run.manifest.bad)} unreadable; "
+        f"{images} images of {len(run.manifest.classes)} classes, {len(run.manifest.bad)} left out; "
         f"{len(run.trials)} trials",
         highlight=False,
     )
     for note in (*run.manifest.notes, *run.plan.notes):
-        console.print(note, highlight=False)
-    if run.manifest.num_leaked:
-        console.print(
-            f"warning: {run.manifest.num_leaked} images of val or test are also in train: their scores flatter",
-            style="yellow",
-            highlight=False,
-        )
+        console.print(note, highlight=False, markup=False)
+    for warning in run.manifest.warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)

@@ -161,6 +161,27 @@ def test_a_folder_that_is_no_class_of_the_model_is_refused_with_the_nearest(bund
         evaluate(bundle, str(images))
 
 
+def test_of_a_folder_of_splits_the_test_split_is_scored_and_the_note_says_so(bundle, images, tmp_path):
+    for split, first in (("train", 0), ("Validation", 4), ("test", 8)):
+        for label in CLASSES:
+            (tmp_path / "set" / split / label).mkdir(parents=True)
+            for path in sorted((images / label).iterdir())[first : first + 4]:
+                shutil.copy(path, tmp_path / "set" / split / label / path.name)
+    assert evaluate(bundle, str(tmp_path / "set")).confusion == evaluate(bundle, str(tmp_path / "set/test")).confusion
+    [note] = evaluate(bundle, str(tmp_path / "set")).notes
+    assert note.endswith("test/ is test, train/ is train; test is scored")
+    shutil.rmtree(tmp_path / "set" / "test")
+    [note] = evaluate(bundle, str(tmp_path / "set")).notes
+    assert note.endswith("val is scored")
+    assert evaluate(bundle, str(tmp_path / "set" / "train")).notes == ()
+
+
+def test_a_folder_in_another_spelling_is_the_class_that_it_means(bundle, images):
+    plain = evaluate(bundle, str(images))
+    (images / "red").rename(images / "red\u3000")
+    assert evaluate(bundle, str(images)).confusion == plain.confusion
+
+
 def test_a_location_without_labelled_or_readable_images_is_refused(bundle, images, tmp_path):
     with pytest.raises(DataError, match="holds no class folders"):
         evaluate(bundle, str(images / "red"))

@@ -366,14 +366,15 @@ def test_a_row_without_bytes_is_bad(tmp_path: Path) -> None:
 def test_own_val_and_rows_that_say_val_are_one_too_many(tmp_path: Path, loose: Path) -> None:
     rows = [(*row, "val" if index % 3 == 0 else "train") for index, row in enumerate(rows_of(loose))]
     table = write_csv(tmp_path / "x.csv", ("uri", "label", "split"), rows)
-    with pytest.raises(DataError, match=r"data\.val: .* is given, but 20 rows of data\.train say val"):
+    with pytest.raises(DataError, match=r"data\.val: .* is given, but 20 images of data\.train are val too"):
         manifest_of(table, val=str(loose))
     with pytest.raises(DataError, match=r"^data\.test: row 1 of .* has split 'val'; a location named as data\.test"):
         manifest_of(loose, test=table)
 
 
 def test_locations_may_differ_in_format(tmp_path: Path, loose: Path) -> None:
-    manifest = manifest_of(loose, test=make_shards(tmp_path, loose), val=make_csv(tmp_path, loose))
+    fields = {"test": make_shards(tmp_path, loose), "val": make_csv(tmp_path, loose)}
+    manifest = manifest_of(loose, max_leaked_fraction=1, **fields)
     assert Counter(image.split for image in manifest.images) == {"train": 60, "val": 60, "test": 60}
     assert manifest.num_leaked == 120
     assert [note.partition(":")[0] for note in manifest.notes] == ["data.train", "data.val", "data.test"]

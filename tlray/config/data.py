@@ -46,6 +46,9 @@ class DataConfig(Section):
         (), max_length=MOST_ENTRIES, description="glob patterns of paths, relative to the folder, to leave out"
     )
     max_bad_fraction: Number = Field(0.05, ge=0, le=1, description="unreadable images tolerated before the run fails")
+    max_leaked_fraction: Number = Field(
+        0.01, ge=0, le=1, description="of val or test, images that are in train (of test: in val) too, tolerated"
+    )
     synthetic: SyntheticConfig | None = None
     num_threads: Whole = Field(2, ge=1, le=1024, description="threads per worker that read and decode images")
     stream: Literal["threads", "ray_data"] = Field(

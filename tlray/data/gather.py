@@ -20,8 +20,10 @@ import pyarrow.parquet as pq
 
 from tlray import parquet
 from tlray.config import DataConfig
+from tlray.data.class_names import alike
 from tlray.data.images import SCHEMA, SPLITS, BadImage, Images, give_back_memory, id_bytes, id_column
 from tlray.data.inspect import OK, Inspected, Keep, Known, inspect
+from tlray.data.overlap import check_overlap, find_overlap, without_conflicts
 from tlray.data.sources import Entry, Listing, Source, open_source, write_listing
 from tlray.data.splits import check_counts, place
 from tlray.errors import DataError, nearest
@@ -38,6 +40,7 @@ class Gathered:
     images: Images
     bad: tuple[BadImage, ...]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def gather(data: DataConfig, known: Known, keep: Keep | None) -> Gathered:
@@ -55,12 +58,22 @@ def gather(data: DataConfig, known: Known, keep: Keep | None) -> Gathered:
         bad.sort(key=lambda image: image.uri)
         _check_bad(bad, sum(listing.num_entries for listing in listings.values()), data.max_bad_fraction)
         images = _assemble(path, data.split_seed, fractions)
+    overlap = find_overlap(images, classes)
+    check_overlap(overlap, data)
+    images, left_out = without_conflicts(images, overlap)
     notes = tuple(
         f"{field}: {line}"
         for field, source in sources.items()
-        for line in (source.description, *source.remarks.lines())
+        for line in (_understood(source.description, listings[field]), *source.remarks.lines())
     )
-    return Gathered(tuple(classes), images, tuple(bad), notes + check_counts(classes, _counts(images, classes), data))
+    notes += alike(classes) + check_counts(classes, _counts(images, classes), data)
+    return Gathered(tuple(classes), images, (*bad, *left_out), notes, overlap.warnings())
+
+
+def _understood(description: str, listing: Listing) -> str:
+    """What a location was found to be, with the splits that it says itself."""
+    splits = ", ".join(f"{listing.splits[name]} {name}" for name in ("train", "val", "test") if listing.splits[name])
+    return description + (f"; its own splits are followed: {splits}" if splits else "")
 
 
 def _check_classes(listings: Mapping[str, Listing], train: str) -> list[str]:
@@ -90,7 +103,8 @@ def _fractions(data: DataConfig, train: Listing) -> dict[str, float]:
         own, rows = getattr(data, split), train.splits[split]
         if own is not None and rows:
             raise DataError(
-                f"data.{split}: {own} is given, but {rows} rows of data.train say {split}: keep one of them"
+                f"data.{split}: {own} is given, but {rows} images of data.train are {split} too, as its own folders or "
+                "rows say: keep one of them"
             )
         fractions[split] = 0.0 if own is not None or rows else getattr(data, f"{split}_fraction")
     return fractions

@@ -11,7 +11,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from tlray.data.gather import gather
 from tlray.data.images import ID_BYTES, SPLITS, BadImage, Image, Images, Split, give_back_memory, id_bytes, id_column
 from tlray.data.images import SCHEMA as IMAGES_SCHEMA
 from tlray.data.inspect import OK, Keep, Known, KnownTable
+from tlray.data.overlap import find_overlap
 from tlray.errors import StorageError
 
 __all__ = ["BadImage", "Image", "Images", "Manifest", "Split", "load_manifest", "make_manifest", "save_manifest"]
@@ -61,6 +62,7 @@ class Manifest:
     images: Sequence[Image]
     bad: tuple[BadImage, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # of images in two splits or classes; every output that shows a score shows them
 
     def __post_init__(self) -> None:
         if not isinstance(self.images, Images):
@@ -107,7 +109,7 @@ class Manifest:
         rows = index["row"].cast(pa.int32()).take(places).fill_null(-1)
         table = self._columns.table.drop_columns(["shard", "row"])
         images = Images(table.append_column("shard", shards).append_column("row", rows))
-        return Manifest(self.classes, images, self.bad, self.notes)
+        return replace(self, images=images)
 
     @property
     def _columns(self) -> Images:
@@ -119,7 +121,7 @@ class Manifest:
         return {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Manifest, (self.classes, self.images, self.bad, self.notes)  # without what is cached
+        return Manifest, (self.classes, self.images, self.bad, self.notes, self.warnings)  # without what is cached
 
 
 def make_manifest(data: DataConfig, *, known: Known | pa.Table | None = None, keep: Keep | None = None) -> Manifest:
@@ -132,7 +134,7 @@ def make_manifest(data: DataConfig, *, known: Known | pa.Table | None = None, ke
     Raises DataError (nothing there, one class, an empty split, too many bad) and StorageError (no access).
     """
     found = gather(data, KnownTable(known) if isinstance(known, pa.Table) else known or {}, keep)
-    return Manifest(found.classes, found.images, found.bad, found.notes)
+    return Manifest(found.classes, found.images, found.bad, found.notes, found.warnings)
 
 
 def save_manifest(manifest: Manifest, run_uri: str) -> None:
@@ -143,6 +145,7 @@ def save_manifest(manifest: Manifest, run_uri: str) -> None:
         "classes": json.dumps(manifest.classes),
         "fingerprint": manifest.fingerprint,
         "notes": json.dumps(manifest.notes),
+        "warnings": json.dumps(manifest.warnings),
     }
     with tempfile.TemporaryDirectory(prefix="tlray-manifest-") as folder:
         schema = SCHEMA.with_metadata(metadata)
@@ -159,16 +162,17 @@ def load_manifest(run_uri: str) -> Manifest:
         with storage.open_file(uri) as stream, parquet.open_file(stream) as file:
             metadata = file.schema_arrow.metadata or {}
             classes = tuple(json.loads(metadata[b"classes"]))
-            notes = tuple(json.loads(metadata.get(b"notes", b"[]")))
+            notes, warnings = (tuple(json.loads(metadata.get(key, b"[]"))) for key in (b"notes", b"warnings"))
             usable = pc.equal(parquet.read(file, ["status"]).column(0), OK).combine_chunks()
             columns = [_column(file, field, usable) for field in IMAGES_SCHEMA]
             left_out = parquet.read(file, ["uri", "status"]).filter(pc.invert(usable)) if usable.false_count else None
     except (pa.ArrowException, KeyError, TypeError):
         raise StorageError(f"{uri} is not a manifest that tlray wrote") from None
     bad = zip(left_out["uri"].to_pylist(), left_out["status"].to_pylist(), strict=True) if left_out else ()
-    return Manifest(
-        classes, Images(pa.table(columns, schema=IMAGES_SCHEMA)), tuple(BadImage(*one) for one in bad), notes
-    )
+    images = Images(pa.table(columns, schema=IMAGES_SCHEMA))
+    if b"warnings" not in metadata:  # of an earlier version, which left no image out
+        warnings = find_overlap(images, classes).warnings_of_leaks()
+    return Manifest(classes, images, tuple(BadImage(*one) for one in bad), notes, warnings)
 
 
 def _file_batches(manifest: Manifest) -> Iterator[pa.RecordBatch]:

@@ -44,6 +44,7 @@ def rank_on_cluster(
         rows = _scored(run, failures, cpu_tasks(cluster))
     assert isinstance(run.manifest.images, Images)
     ranking = make_ranking(rows, config.ranking, run.manifest.images.labels, time.monotonic() - started)
+    ranking = ranking.model_copy(update={"warnings": manifest.warnings})
     finish(run)
     resolved = config.model_copy(update={"backbones": run.config.chosen_backbones, "data": run.config.data})
     return resolved, ranking, manifest

@@ -42,6 +42,7 @@ class Ranking(BaseModel):
     largest_class: float  # the largest class's share of the images: what a guess gets right
     seconds: float  # all of it, the activation pass included
     rows: tuple[RankedBackbone, ...]
+    warnings: tuple[str, ...] = ()  # of the images, as in the manifest
 
     @property
     def chosen(self) -> tuple[RankedBackbone, ...]:

@@ -28,6 +28,7 @@ def ranking_table(ranking: Ranking) -> Table:
         f"ranked by {decided}; higher is better in every column; images: computed for this, the others were stored"
     ]
     notes += [f"{row.backbone.id} could not be scored: {row.error}" for row in ranking.rows if row.error is not None]
+    notes += [f"warning: {warning}" for warning in ranking.warnings]
     table.caption, table.caption_justify = escape("\n".join(notes)), "left"
     return table
 

@@ -70,10 +70,11 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         if sum(counts) or shows_confusion:
             predicted = [str(count) for count in counts] if shows_confusion else []
             table.add_row(escape(name), str(sum(counts)), percent(evaluation.recall[name]), *predicted)
+    lines = list(evaluation.notes)
     if evaluation.bad:
-        lines = [f"{len(evaluation.bad)} images could not be read:", *(f"{b.uri}: {b.reason}" for b in evaluation.bad)]
-        table.caption = escape("\n".join(lines))
-        table.caption_justify = "left"
+        lines += [f"{len(evaluation.bad)} images could not be read:", *(f"{b.uri}: {b.reason}" for b in evaluation.bad)]
+    table.caption = escape("\n".join(lines)) or None
+    table.caption_justify = "left"
     return table
 
 

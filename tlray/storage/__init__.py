@@ -42,6 +42,7 @@ __all__ = [
     "is_remote",
     "join",
     "list_files",
+    "list_folders",
     "local_copy",
     "open_file",
     "pyarrow_filesystem",
@@ -81,6 +82,11 @@ def list_files(uri: str, num_threads: int = 1) -> Iterator[FileInfo]:
     folder that does not exist is a NotFoundError. S3 has no folders: a prefix without objects lists nothing.
     """
     return s3.list_files(uri, num_threads) if is_remote(uri) else local.list_files(uri)
+
+
+def list_folders(uri: str) -> list[str]:
+    """The names of the folders right in a folder, sorted; on S3 the next parts of the keys that go on below them."""
+    return s3.list_folders(uri) if is_remote(uri) else local.list_folders(uri)
 
 
 def read_bytes(uri: str, version: str | None = None) -> bytes:

@@ -25,6 +25,12 @@ def list_files(path: str) -> Iterator[FileInfo]:
     yield from _files_below(path)
 
 
+def list_folders(path: str) -> list[str]:
+    with _one_line_errors(path):
+        os.stat(path)
+        return sorted(name for name, is_folder in _names_in(path) if is_folder)
+
+
 def read_bytes(path: str, version: str | None = None) -> bytes:
     """In as few calls as there can be: other threads want the GIL between them."""
     with _one_line_errors(path):

@@ -16,7 +16,7 @@ from tlray.storage import s3_access, s3_read
 from tlray.storage.s3_access import S3Access, access, forget_clients
 from tlray.storage.s3_errors import NOT_FOUND, bucket_and_key, one_line_errors
 from tlray.storage.s3_file import open_file
-from tlray.storage.s3_listing import list_files
+from tlray.storage.s3_listing import list_files, list_folders
 from tlray.storage.s3_read import read_bytes, read_range
 from tlray.storage.s3_retry import with_retries
 from tlray.storage.types import NotFoundError
@@ -33,6 +33,7 @@ __all__ = [
     "exists",
     "forget_clients",
     "list_files",
+    "list_folders",
     "open_file",
     "pyarrow_filesystem",
     "read_bytes",

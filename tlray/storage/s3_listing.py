@@ -58,6 +58,11 @@ def list_files(uri: str, num_threads: int = 1) -> Iterator[FileInfo]:
         yield from _in_order(listing, stretches, pool, num_threads)
 
 
+def list_folders(uri: str) -> list[str]:
+    """The names of the common prefixes right below a prefix, sorted."""
+    return _Listing(uri).folders()
+
+
 def _in_order(
     listing: "_Listing", stretches: Iterator[_Stretch], pool: ThreadPoolExecutor, num_threads: int
 ) -> Iterator[FileInfo]:
@@ -108,6 +113,16 @@ class _Listing:
             if not key.endswith("/")  # such an empty object only stands for a folder
         ]
         return _Page(files, last_key, token)
+
+    def folders(self) -> list[str]:
+        names: list[str] = []
+        place: dict[str, str] = {}
+        while True:
+            answer = self._ask(Prefix=self._prefix, Delimiter="/", **place)
+            names += answer[PREFIXES]
+            if (token := answer.get("NextContinuationToken")) is None:
+                return sorted(name.removeprefix(self._prefix).rstrip("/") for name in names)
+            place = {"ContinuationToken": token}
 
     def some_pages(self, stretch: _Stretch) -> tuple[list[_Page], _Stretch | None]:
         """The next pages of a stretch, and what then remains of it."""

@@ -6,12 +6,12 @@ from tlray import storage
 from tlray.config import DataConfig
 from tlray.data.sources.columns import holds_bytes
 from tlray.data.sources.entry import Source
-from tlray.data.sources.files import container_files, is_excluded, list_visible
+from tlray.data.sources.files import IMAGE_ENDINGS, container_files, is_excluded, list_visible
 from tlray.data.sources.folder import FolderSource
 from tlray.data.sources.parquet_file import open_whole
 from tlray.data.sources.parquet_images import ParquetImagesSource
 from tlray.data.sources.table import CSV, PARQUET, TableSource
-from tlray.data.sources.webdataset import IMAGE_ENDINGS, TAR, WebDatasetSource
+from tlray.data.sources.webdataset import TAR, WebDatasetSource
 
 NUM_LOOKED_AT = 1000  # names of a folder; one page of S3's listing
 ENDINGS = {"webdataset": TAR, "parquet": PARQUET, "csv": CSV}

@@ -9,11 +9,14 @@ import pyarrow as pa
 
 from tlray import storage
 from tlray.config import DataConfig
+from tlray.data.class_names import ClassNameError, class_name
 from tlray.data.litter import is_litter
 from tlray.data.sources.entry import Remarks
+from tlray.data.split_names import split_named
 from tlray.errors import DataError
 from tlray.storage import FileInfo
 
+IMAGE_ENDINGS = ("jpg", "jpeg", "jpe", "jfif", "png", "gif", "webp", "bmp", "tif", "tiff", "ppm", "pgm", "jp2", "avif")
 LISTING_THREADS = 16  # requests at once where a listing can be cut into parts
 SKIPPED = "hidden files, and files of the system or of tools, are skipped"
 
@@ -59,7 +62,11 @@ def printable(name: str) -> str:
 
 
 def is_excluded(path: str, data: DataConfig) -> bool:
-    return any(fnmatch.fnmatchcase(path, pattern) for pattern in data.exclude)
+    return fits_any(path, data.exclude)
+
+
+def fits_any(path: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
 def check_unchanged(uri: str, version: str) -> None:
@@ -79,13 +86,21 @@ def named_errors(field: str, uri: str, kind: str) -> Iterator[None]:
         raise DataError(f"{field}: {uri} cannot be read as {kind}: {' '.join(str(error).split())}") from None
 
 
+def class_of(field: str, where: str, text: str) -> str:
+    """A label, or a folder's name, as a class; DataError that names the row or folder (`where`) for none."""
+    try:
+        return class_name(text)
+    except ClassNameError as error:
+        raise DataError(f"{field}: {where}: {error}") from None
+
+
 def split_of(field: str, where: str, value: str) -> str:
     """A value of a split column as train, val or test; DataError that names the row (`where`) for others.
 
     What the user names as data.val is val: a column that says otherwise contradicts.
     """
-    split = {"validation": "val", "valid": "val"}.get(value, value)
-    if split not in ("train", "val", "test"):
+    split = split_named(value)
+    if split is None:
         raise DataError(f"{field}: {where} has split {value!r}; expected train, val or test")
     own = field.removeprefix("data.")
     if own != "train" and split != own:

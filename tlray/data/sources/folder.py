@@ -1,4 +1,4 @@
-"""A folder with one sub-folder of images per class: CLASS/image.jpg, or deeper."""
+"""A folder with one sub-folder of images per class: CLASS/image.jpg, or deeper; or with splits above or below those."""
 
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -6,29 +6,33 @@ from functools import partial
 from tlray import storage
 from tlray.config import DataConfig
 from tlray.data.sources.entry import Entry, Load, Remarks
-from tlray.data.sources.files import is_excluded, list_visible
+from tlray.data.sources.files import class_of, is_excluded, list_visible
+from tlray.data.sources.layout import folder_layout
 from tlray.errors import DataError
 
 
 class FolderSource:
     """Hidden files, those right in the location, and those that data.exclude names are not looked at."""
 
-    description = "a folder of images, one sub-folder a class"
-
     def __init__(self, field: str, location: str, data: DataConfig) -> None:
         self._field, self._location, self._data = field, location, data
         self.remarks = Remarks()
+        self.description = "a folder of images"  # until its names are looked at
 
     def entries(self) -> Iterator[Entry]:
+        layout = folder_layout(self._field, self._location, self._data.exclude)
+        self.description = layout.description
         num_outside, found = 0, False
         self.remarks.clear()
         for path, info in list_visible(self._field, self._location, self.remarks):
-            class_name, slash, _ = path.partition("/")
-            if not slash:
+            split, folder = layout.place_of(path)
+            if not folder:
                 num_outside += 1
             elif not is_excluded(path, self._data):
                 found = True
-                yield _entry(self._field, class_name, info)
+                if split is None and layout.within_classes:
+                    raise DataError(f"{self._field}: {info.uri} lies in no split folder, as others do: move it")
+                yield _entry(self._field, folder, split or "", info)
         if not found:
             why = f"{num_outside} files lie right in it" if num_outside else "it is empty"
             raise DataError(
@@ -40,10 +44,11 @@ class FolderSource:
             yield entry, partial(storage.read_bytes, entry.uri, entry.version or None)
 
 
-def _entry(field: str, class_name: str, info: storage.FileInfo) -> Entry:
+def _entry(field: str, folder: str, split: str, info: storage.FileInfo) -> Entry:
     try:
         info.uri.encode()
     except UnicodeEncodeError:
-        shown, class_name = (text.encode("utf-8", "backslashreplace").decode() for text in (info.uri, class_name))
-        return Entry(field, shown, class_name, "", info.size, info.version, "its name is not valid UTF-8")
-    return Entry(field, info.uri, class_name, "", info.size, info.version)
+        shown, folder = (text.encode("utf-8", "backslashreplace").decode() for text in (info.uri, folder))
+        return Entry(field, shown, folder, split, info.size, info.version, "its name is not valid UTF-8")
+    name = class_of(field, f"the folder of {info.uri}", folder)
+    return Entry(field, info.uri, name, split, info.size, info.version)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from tlray.data.class_names import ClassNameError, class_name
 from tlray.errors import nearest
 
 LABEL_ENDINGS = ("cls", "json", "txt")
@@ -55,8 +56,10 @@ def _name(value: Any, otherwise: str) -> tuple[str, str]:
         name = str(value)
         if len(name) > MAX_CLASS_CHARACTERS:
             return "", f"holds {len(name)} characters, which is no class"
-        if name:
-            return name, ""
+        try:
+            return (class_name(name), "") if name.strip() else ("", otherwise)
+        except ClassNameError as error:
+            return "", f"holds no class: {error}"
     return "", otherwise
 
 

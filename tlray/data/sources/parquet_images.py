@@ -12,7 +12,8 @@ from tlray.data.decode import BadImageError
 from tlray.data.sources.class_labels import UNLABELLED, class_names, named, unlabelled
 from tlray.data.sources.columns import as_text, check_column, holds_bytes, image_columns
 from tlray.data.sources.entry import Entry, Load, Remarks
-from tlray.data.sources.files import check_unchanged, container_files, split_of
+from tlray.data.sources.files import check_unchanged, class_of, container_files, split_of
+from tlray.data.sources.layout import file_splits
 from tlray.data.sources.members import row_of
 from tlray.data.sources.parquet_file import open_whole
 from tlray.data.sources.table import PARQUET
@@ -35,7 +36,9 @@ class ParquetImagesSource:
         """Labels alone are read."""
         found = False
         self.remarks.clear()
-        for uri, version in container_files(self._field, self._location, PARQUET, self._data, self.remarks):
+        files = list(container_files(self._field, self._location, PARQUET, self._data, self.remarks))
+        splits = file_splits(self._field, self._location, [uri for uri, _ in files])
+        for uri, version in files:
             with open_whole(self._field, uri) as file:
                 classes = class_names(file.schema_arrow, self._data.columns.label)
                 for row, (label, has_none, split) in enumerate(self._labels(uri, file)):
@@ -46,7 +49,7 @@ class ParquetImagesSource:
                     if has_none:
                         self.remarks.add(UNLABELLED, where)
                         continue
-                    chosen = "" if split is None else split_of(self._field, where, split)
+                    chosen = splits.get(uri, "") if split is None else split_of(self._field, where, split)
                     yield Entry(
                         self._field, f"{uri}#{row}", self._class(where, label, classes), chosen, version=version
                     )
@@ -61,9 +64,10 @@ class ParquetImagesSource:
 
     def _class(self, where: str, label: str, classes: tuple[str, ...] | None) -> str:
         try:
-            return named(label, classes)
+            name = named(label, classes)
         except ValueError as error:
             raise DataError(f"{self._field}: {where} {error}") from None
+        return class_of(self._field, where, name)
 
     def _labels(self, uri: str, file: parquet.ParquetFile) -> Iterator[tuple[str | None, bool, str | None]]:
         """(label, whether it stands for none, split) of each row; the split is None where no column says."""

@@ -20,7 +20,8 @@ from tlray.data.sources.class_labels import NO_LABEL, UNLABELLED, class_names, n
 from tlray.data.sources.columns import as_text, check_column
 from tlray.data.sources.csv_file import Read, open_csv
 from tlray.data.sources.entry import Entry, Load, Remarks
-from tlray.data.sources.files import container_files, is_excluded, named_errors, split_of
+from tlray.data.sources.files import class_of, container_files, is_excluded, named_errors, split_of
+from tlray.data.sources.layout import file_splits
 from tlray.data.sources.parquet_file import open_whole
 from tlray.errors import DataError, StorageError
 
@@ -65,10 +66,13 @@ class TableSource:
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         self.remarks.clear()
-        for uri, _ in container_files(self._field, self._location, self._endings, self._data, self.remarks):
+        files = container_files(self._field, self._location, self._endings, self._data, self.remarks)
+        uris = [uri for uri, _ in files]
+        splits = file_splits(self._field, self._location, uris)
+        for uri in uris:
             num_before = 0
             for batch in self._columns(uri):
-                rows = list(self._rows(uri, num_before, batch))
+                rows = list(self._rows(uri, splits.get(uri, ""), num_before, batch))
                 num_before += batch.num_rows
                 columns = zip(*rows, strict=True) if rows else [()] * len(SCHEMA)
                 yield pa.record_batch(
@@ -104,7 +108,9 @@ class TableSource:
             raise DataError(f"{self._field}: a row of {uri} {error}") from None
         return pa.array(found, pa.large_string())
 
-    def _rows(self, file: str, num_before: int, batch: pa.RecordBatch) -> Iterator[tuple[str, str, str, str, int]]:
+    def _rows(
+        self, file: str, split_of_file: str, num_before: int, batch: pa.RecordBatch
+    ) -> Iterator[tuple[str, str, str, str, int]]:
         """(uri, class, split, file, row) of each row that has a label and that data.exclude does not leave out."""
         splits = batch.column("split").to_pylist() if "split" in batch.schema.names else None
         names = ("uri", "label", "unlabelled")
@@ -120,11 +126,11 @@ class TableSource:
                         f"{self._field}: {where} has a {what} that goes over two lines or holds a NUL: "
                         f"{value[:80]!r}; is a quotation mark missing?"
                     )
-            split = "" if splits is None else split_of(self._field, where, splits[index] or "")
+            split = split_of_file if splits is None else split_of(self._field, where, splits[index] or "")
             if has_none:
                 self.remarks.add(UNLABELLED, where)
             elif not is_excluded(name, self._data):
-                yield self._absolute(file, where, name), label, split, file, row
+                yield self._absolute(file, where, name), class_of(self._field, where, label), split, file, row
 
     def _absolute(self, table_uri: str, where: str, name: str) -> str:
         """What a row's URI means, from any place."""

@@ -15,14 +15,22 @@ from tlray import storage
 from tlray.config import DataConfig
 from tlray.data.litter import is_litter
 from tlray.data.sources.entry import Entry, Load, Remarks
-from tlray.data.sources.files import SKIPPED, check_unchanged, container_files, is_excluded, named_errors, printable
+from tlray.data.sources.files import (
+    IMAGE_ENDINGS,
+    SKIPPED,
+    check_unchanged,
+    container_files,
+    is_excluded,
+    named_errors,
+    printable,
+)
 from tlray.data.sources.label_files import LABEL_ENDINGS, MAX_LABEL_BYTES, class_of
+from tlray.data.sources.layout import file_splits
 from tlray.data.sources.members import member_of
 from tlray.data.sources.tar import TarDamage, members, plain_reason
 from tlray.errors import DataError
 
 TAR = (".tar",)
-IMAGE_ENDINGS = ("jpg", "jpeg", "jpe", "jfif", "png", "gif", "webp", "bmp", "tif", "tiff", "ppm", "pgm", "jp2", "avif")
 MAX_APART = 100_000  # samples without image or label that are remembered, in case that the rest of them comes later
 CHOSEN = "samples have several images, of which the one without a further ending is taken (data.columns.image: another)"
 
@@ -47,13 +55,15 @@ class WebDatasetSource:
     def entries(self) -> Iterator[Entry]:
         found = False
         self.remarks.clear()
-        for uri, version in container_files(self._field, self._location, TAR, self._data, self.remarks):
+        files = list(container_files(self._field, self._location, TAR, self._data, self.remarks))
+        splits = file_splits(self._field, self._location, [uri for uri, _ in files])
+        for uri, version in files:
             apart: dict[str, bool] = {}
             for sample in self._samples(uri):
                 self._refuse_parts_elsewhere(uri, sample, apart)
                 if not is_excluded(sample.key, self._data):
                     found = True
-                    yield self._entry(uri, version, sample)
+                    yield self._entry(uri, version, sample, splits.get(uri, ""))
         if not found:
             raise DataError(f"{self._field}: {self._location} holds no samples")
 
@@ -97,14 +107,14 @@ class WebDatasetSource:
         if len(apart) < MAX_APART:
             apart[sample.key] = has_image
 
-    def _entry(self, uri: str, version: str, sample: _Sample) -> Entry:
+    def _entry(self, uri: str, version: str, sample: _Sample, split: str) -> Entry:
         class_name, reason = class_of(sample.key, sample.labels, self._data.columns.label)
         offset, size = next(iter(sample.parts.values()))[0]
         place, problem = self._image_of(sample)
         if place is not None:
             offset, size = place
         return Entry(
-            self._field, f"{uri}#{offset}+{size}", class_name, "", size, version, sample.problem or problem or reason
+            self._field, f"{uri}#{offset}+{size}", class_name, split, size, version, sample.problem or problem or reason
         )
 
     def _image_of(self, sample: _Sample) -> tuple[tuple[int, int] | None, str]:

@@ -7,7 +7,7 @@ import argparse
 
 from rich.console import Console
 
-from tlray.cli import exit_on_error, load_config, print_run
+from tlray.cli import exit_on_error, load_checked, print_run
 from tlray.local import run_local
 from tlray.prepare import new_run_uri
 
@@ -18,7 +18,7 @@ if __name__ == "__main__":
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of the configuration")
     options = parser.parse_args()
     with exit_on_error():
-        config = load_config(options.config, options.overrides)
+        config = load_checked(options.config, options.overrides)
         run_uri = new_run_uri(config)
         print_run(run_uri)
         run_local(config, options.trial, run_uri, Console())

@@ -27,8 +27,8 @@ from tlray.config import BackboneConfig, RunConfig, TrialConfig
 from tlray.data.manifest import Manifest
 from tlray.data.prepared import prepare_manifest, with_preparation
 from tlray.demo_data import make_demo_data
-from tlray.errors import ConfigError
 from tlray.features import features_config
+from tlray.first_look import check_batch_sizes
 from tlray.footprint import gpu_share, trial_footprint
 from tlray.freeze import freeze
 from tlray.plan import Plan, PlannedRun, PlannedTrial
@@ -93,7 +93,7 @@ def _checked(config: RunConfig) -> RunConfig:
     storage.check_writable(storage.absolute(config.storage))
     if config.activations.location is not None:
         storage.check_writable(storage.absolute(config.activations.location))
-    _check_batch_sizes(config)
+    check_batch_sizes(config)
     first = () if config.warm_start is None else (config.warm_start.backbone,)
     for backbone in (config.baseline.backbone, *first, *config.chosen_backbones):
         resolve_id(backbone.id)
@@ -191,14 +191,3 @@ def _resolved(config: RunConfig) -> RunConfig:
 
 def _with_full_id(backbone: BackboneConfig) -> BackboneConfig:
     return backbone.model_copy(update={"id": resolve_id(backbone.id)})
-
-
-def _check_batch_sizes(config: RunConfig) -> None:
-    """Every worker gets two images of each global batch at least: BatchNorm cannot normalise a single one."""
-    least = 2 * config.sweep.workers_per_trial
-    for trial in list_trials(config):
-        if trial.recipe.batch_size < least:
-            raise ConfigError(
-                f"training.batch_size {trial.recipe.batch_size} is too small for sweep.workers_per_trial "
-                f"{config.sweep.workers_per_trial}: give at least {least}"
-            )

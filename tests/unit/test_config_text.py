@@ -133,7 +133,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("{a: " * 20_000, f"deeper than {MAX_DEPTH}"),
         ("[" * 40 + "]" * 40, f"deeper than {MAX_DEPTH}"),
         (BOMB, f"more than {MAX_VALUES} values"),
-        ("x" * (MAX_CHARACTERS + 1), f"at most {MAX_CHARACTERS}"),
+        ("x" * (MAX_CHARACTERS + 1), f"more than {MAX_CHARACTERS} characters"),
     ],
 )
 def test_text_made_to_exhaust_a_reader_is_refused_at_little_cost(text: str, reason: str) -> None:

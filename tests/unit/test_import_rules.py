@@ -103,6 +103,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "training",
     },
     "advice": {"config"},
+    "first_look": {"config", "search_space", "storage", "catalogue"},
     # a run
     "planning": {
         "config",
@@ -121,6 +122,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "prepare",
         "training",
         "features",
+        "first_look",
         "ranking",
         "advice",
     },

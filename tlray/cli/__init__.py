@@ -4,7 +4,7 @@ Exit codes: 0 done, 1 the work failed, 2 the input is wrong, 3 nothing to do, 13
 """
 
 from tlray.cli import sweeps, models, after, doctor  # isort: skip  # in the order of `tlray --help`
-from tlray.cli.common import app, exit_on_error, load_config, main, print_run
+from tlray.cli.common import app, exit_on_error, load_checked, main, print_run
 from tlray.cli.job import config_job
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "config_job",
     "doctor",
     "exit_on_error",
-    "load_config",
+    "load_checked",
     "main",
     "models",
     "print_run",

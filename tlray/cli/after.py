@@ -5,21 +5,34 @@ from typing import Annotated
 
 import typer
 
-from tlray.cli.common import ConfigArgument, DryRun, Json, Overrides, RunArgument, app, load_config, out, show
+from tlray.cli.common import (
+    ConfigArgument,
+    DryRun,
+    Json,
+    Overrides,
+    RunArgument,
+    app,
+    check_count,
+    load_checked,
+    out,
+    show,
+)
 from tlray.errors import InputError
 
 
 @app.command()
 def export(
     run_uri: RunArgument,
-    top_k: Annotated[int, typer.Option(min=1, help="how many of the best trials")] = 1,
+    top_k: Annotated[int, typer.Option(help="how many of the best trials")] = 1,
 ) -> None:
     """Export the best trials of a run as bundles that predict."""
-    from tlray.conclude import export_best
+    check_count("--top-k", top_k)
     from tlray.prepare import load_run
+
+    loaded = load_run(run_uri)  # before torch is imported
+    from tlray.conclude import export_best
     from tlray.results import load_leaderboard
 
-    loaded = load_run(run_uri)
     for bundle in export_best(loaded, load_leaderboard(loaded.uri), top_k):
         print(bundle)
 
@@ -48,10 +61,10 @@ def retrain(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRun
 
     Exit code 3, with nothing spent: nothing has changed since it was last judged, or another retraining is at work.
     """
+    loaded = load_checked(config, overrides)
     from tlray.retrain.flow import look
     from tlray.retrain.flow import retrain as retrain_all
 
-    loaded = load_config(config, overrides)
     if dry_run:
         from tlray.dry_run import NOTHING_STARTED
 

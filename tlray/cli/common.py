@@ -2,17 +2,49 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
 from rich.console import Console
+from typer.core import TyperGroup
 
-from tlray.errors import NothingToDo, TlrayError
+from tlray.errors import ConfigError, InputError, NothingToDo, TlrayError
+
+
+class _Group(TyperGroup):
+    """A mistake in the command line itself is one line too, as every other."""
+
+    def main(  # as typer has it
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        try:
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # typer's own have it, whichever click they come from
+                raise
+            message = error.format_message()
+            if "\n" in message:  # `tlray` alone: the help
+                print(message)
+                sys.exit(2)
+            context = getattr(error, "ctx", None)
+            help_of = context.command_path if context is not None else "tlray"
+            raise InputError(f"{message.rstrip('.')}; see `{help_of} --help`") from None
+        if standalone_mode:
+            sys.exit(code or 0)
+        return code
+
 
 app = typer.Typer(
+    cls=_Group,
     help="Find, prove and export the pre-trained backbone that works best on your images.",
     no_args_is_help=True,
     add_completion=False,
@@ -20,6 +52,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 out = Console(width=None if sys.stdout.isatty() else 120)
+
+MOST_COUNT = 100_000
 
 ConfigArgument = Annotated[str, typer.Argument(help="YAML file, local or s3://", metavar="CONFIG")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="overrides such as training.epochs=5", metavar="KEY=VALUE")]
@@ -54,8 +88,30 @@ def load_config(location: str, overrides: list[str] | None = None) -> Any:
     """The configuration at a local path or URI, with overrides; shared with jobs/."""
     from tlray import storage
     from tlray.config.file import parse_config
+    from tlray.config.text import MAX_CHARACTERS
 
-    return parse_config(storage.read_text(location), overrides or (), source=location)
+    with storage.open_file(location) as file:  # no more of it than a configuration can be: it may be anything
+        data = file.read(4 * MAX_CHARACTERS + 1)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{location} is not a text file in UTF-8: give a configuration in YAML") from None
+    return parse_config(text, overrides or (), source=location)
+
+
+def load_checked(location: str, overrides: list[str] | None = None) -> Any:
+    """The same, with all checked that can be before Ray or torch is imported."""
+    config = load_config(location, overrides)
+    from tlray.first_look import look_at_config
+
+    look_at_config(config)
+    return config
+
+
+def check_count(option: str, value: int | None) -> None:
+    """InputError for a number of things that nothing has."""
+    if value is not None and not 1 <= value <= MOST_COUNT:
+        raise InputError(f"{option} {value}: give a number from 1 to {MOST_COUNT}")
 
 
 def print_run(run_uri: str) -> None:

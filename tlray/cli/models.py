@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tlray.cli.common import DryRun, Json, app, out, show
+from tlray.cli.common import DryRun, Json, app, check_count, out, show
 from tlray.errors import InputError, TlrayError
 
 
@@ -26,11 +26,12 @@ def models(
     pretrained: Annotated[bool, typer.Option("--pretrained", help="only what has weights to download")] = False,
     sort: Annotated[str | None, typer.Option(help="top1, top5, params, gflops, size, input, id", metavar="BY")] = None,
     reverse: Annotated[bool, typer.Option("--reverse", help="the other way round")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="show the first N", metavar="N")] = None,
+    limit: Annotated[int | None, typer.Option(help="show the first N", metavar="N")] = None,
     as_json: Json = False,
     plot: Annotated[str | None, typer.Option(help="draw accuracy over size: .png, .svg, .html", metavar="FILE")] = None,
 ) -> None:
     """List the catalogue's backbones with their published facts: filter, sort, draw."""
+    check_count("--limit", limit)
     from tlray.catalogue.query import find
 
     names = ("pattern", "max_params", "max_size", "max_gflops", "min_top1", "family", "input", "licence", "trained_on")

@@ -12,7 +12,7 @@ from tlray.cli.common import (
     Overrides,
     RunArgument,
     app,
-    load_config,
+    load_checked,
     out,
     print_run,
     show,
@@ -37,16 +37,16 @@ def demo(
 @app.command()
 def run(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """Train every trial of CONFIG in parallel, rank them beside the baseline and export the best."""
-    from tlray.prepare import new_run_uri
-    from tlray.run import run as run_all
-
-    loaded = load_config(config, overrides)
+    loaded = load_checked(config, overrides)
     if dry_run:
         from tlray.dry_run import dry_run_of_plan
         from tlray.planning import plan_run
 
         out.print(dry_run_of_plan(plan_run(loaded).plan))
         return
+    from tlray.prepare import new_run_uri
+    from tlray.run import run as run_all
+
     run_uri = new_run_uri(loaded)
     print_run(run_uri)
     run_all(loaded, run_uri, out)
@@ -57,15 +57,17 @@ def run(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRun = F
 def resume(run_uri: RunArgument, dry_run: DryRun = False) -> None:
     """Go on with an interrupted run; what is finished is not done again."""
     from tlray import storage
-    from tlray.run import resume as resume_run
+    from tlray.prepare import load_run
 
     run_uri = storage.absolute(run_uri)
+    loaded = load_run(run_uri)  # before Ray is imported, let alone started
     if dry_run:
         from tlray.dry_run import dry_run_of_resume
-        from tlray.prepare import load_run
 
-        out.print(dry_run_of_resume(load_run(run_uri)))
+        out.print(dry_run_of_resume(loaded))
         return
+    from tlray.run import resume as resume_run
+
     print_run(run_uri)
     resume_run(run_uri, out)
     print_run(run_uri)
@@ -74,27 +76,28 @@ def resume(run_uri: RunArgument, dry_run: DryRun = False) -> None:
 @app.command()
 def plan(config: ConfigArgument, overrides: Overrides = None, as_json: Json = False) -> None:
     """Check CONFIG, the images and the weights, and show every trial that a run would start. Trains nothing."""
+    loaded = load_checked(config, overrides)
     from tlray.plan import plan_tables
     from tlray.planning import plan_run
 
-    planned = plan_run(load_config(config, overrides)).plan
+    planned = plan_run(loaded).plan
     show(planned, plan_tables(planned), as_json)
 
 
 @app.command()
 def rank(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRun = False, as_json: Json = False) -> None:
     """Score the backbones of CONFIG on some training images: which are worth a sweep? Trains nothing."""
-    from tlray.prepare import new_run_uri
-    from tlray.ranking.tables import ranking_table
-    from tlray.run import rank as rank_all
-
-    loaded = load_config(config, overrides)
+    loaded = load_checked(config, overrides)
     if dry_run:
         from tlray.dry_run import dry_run_of_features
         from tlray.planning import plan_ranking
 
         out.print(dry_run_of_features(plan_ranking(loaded)[0].plan))
         return
+    from tlray.prepare import new_run_uri
+    from tlray.ranking.tables import ranking_table
+    from tlray.run import rank as rank_all
+
     run_uri = new_run_uri(loaded)
     if as_json:
         show(rank_all(loaded, run_uri, Console(stderr=True)), None, as_json)
@@ -107,16 +110,16 @@ def rank(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRun = 
 @app.command()
 def features(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """Compute what each backbone of CONFIG makes of every image, once, and write it as Parquet for other tools."""
-    from tlray.prepare import new_run_uri
-    from tlray.run import features as write_features
-
-    loaded = load_config(config, overrides)
+    loaded = load_checked(config, overrides)
     if dry_run:
         from tlray.dry_run import dry_run_of_features
         from tlray.planning import plan_features
 
         out.print(dry_run_of_features(plan_features(loaded).plan))
         return
+    from tlray.prepare import new_run_uri
+    from tlray.run import features as write_features
+
     run_uri = new_run_uri(loaded)
     print_run(run_uri)
     for uri in write_features(loaded, run_uri, out):

@@ -26,7 +26,7 @@ def _amount(value: Any, units: dict[str, float], example: str) -> Any:
     unit = found.group(3).upper() if found else None
     if found is None or unit not in units:
         raise ValueError(f"{value!r} is not an amount such as {example}")
-    return float(found.group(1)) * 10 ** int(found.group(2) or 0) * units[unit]
+    return float(f"{found.group(1)}e{found.group(2) or 0}") * units[unit]
 
 
 def count(value: Any) -> Any:

@@ -42,7 +42,7 @@ class TextError(ValueError):
 def read_yaml(text: str) -> Any:
     """The one document of a YAML text; TextError with the line."""
     if len(text) > MAX_CHARACTERS:
-        raise TextError(f"it has {len(text)} characters, at most {MAX_CHARACTERS} are read")
+        raise TextError(f"it has more than {MAX_CHARACTERS} characters: take some out")
     try:
         document = _load(text)
     except yaml.MarkedYAMLError as error:

@@ -68,7 +68,9 @@ def absolute(uri: str) -> str:
         return uri.rstrip("/")
     if "://" in uri:
         raise StorageError(f"{uri}: only local paths and s3:// locations can be used")
-    return os.path.abspath(os.path.expanduser(uri))
+    path = os.path.abspath(os.path.expanduser(uri))
+    local.check_names(path)
+    return path
 
 
 def join(uri: str, *parts: str) -> str:
@@ -201,13 +203,16 @@ def local_copy(uri: str) -> Iterator[Path]:
 
 
 def check_writable(uri: str) -> None:
-    """Write and delete a small file below `uri`; StorageError with the remedy where that is refused."""
-    probe = join(uri, f".tlray-probe-{secrets.token_hex(4)}")
+    """Write and delete a small file below `uri`; StorageError with the remedy where that is refused.
+
+    Nothing stays: a local folder that is not there yet is not made, the one that it would lie in is tried instead.
+    """
+    probe = join(uri if is_remote(uri) else local.nearest_folder(uri), f".tlray-probe-{secrets.token_hex(4)}")
     try:
         write_bytes(probe, b"tlray")
         delete(probe)
     except StorageError as error:
-        reason = str(error).replace(probe, uri).removeprefix(f"{uri}: ")
+        reason = str(error).replace(probe, probe.rpartition("/")[0]).removeprefix(f"{uri}: ")
         raise StorageError(f"cannot write to {uri}: {reason}") from None
 
 

@@ -15,6 +15,7 @@ from tlray.storage.types import ChangedError, FileInfo, NotFoundError, ends_too_
 
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 READ_BYTES = 2**24
+LONGEST_NAME = 255  # bytes; of Linux's and macOS's file systems
 
 
 def list_files(path: str) -> Iterator[FileInfo]:
@@ -118,6 +119,23 @@ def version_of(path: str) -> str:
         return _version(os.stat(path))
 
 
+def nearest_folder(path: str) -> str:
+    """The path itself, or what is there of it."""
+    while not os.path.lexists(path) and path != os.path.dirname(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def check_names(path: str) -> None:
+    """StorageError for a path that no file system takes."""
+    if "\0" in path:
+        raise StorageError(f"{path!r}: a path cannot hold the character NUL")
+    for name in path.split("/"):
+        size = len(os.fsencode(name))
+        if size > LONGEST_NAME:
+            raise StorageError(f"{name[:40]}...: a name of {size} bytes is too long for a file; use {LONGEST_NAME}")
+
+
 def exists(path: str) -> bool:
     with _one_line_errors(path):
         try:
@@ -211,3 +229,6 @@ def _one_line_errors(path: str) -> Iterator[None]:
         raise StorageError(f"{path} is a folder, not a file") from None
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror or error}") from None
+    except ValueError:  # of the functions that take a path, for a NUL in it
+        check_names(path)
+        raise

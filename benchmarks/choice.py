@@ -42,7 +42,8 @@ from tlray.budget.estimate import reserved_seconds, start_seconds
 from tlray.config import ExportConfig
 from tlray.plan import Plan, load_plan
 from tlray.ranking.result import load_ranking
-from tlray.results import LeaderboardRow, load_leaderboard
+from tlray.results import LeaderboardRow
+from tlray.runs.board import load_leaderboard
 
 SHARED = shared_folder()
 BACKBONES = [

@@ -14,8 +14,12 @@ from tlray import storage
 from tlray.config import RunConfig, TrialConfig
 from tlray.config.file import dump_config
 from tlray.data.manifest import BadImage, Image, Manifest, save_manifest
-from tlray.results import TrialResult, append_result
+from tlray.results import TrialResult
+from tlray.runs.sealed import write_checked
+from tlray.runs.trials import PREDICTIONS, write_trial_result
 from tlray.search_space import list_trials
+from tlray.training.epoch import EpochMetrics
+from tlray.training.record import Progress, save_history
 
 NUM_EPOCHS = 4
 STRATEGIES = ("linear_probe", {"strategy": "partial", "trainable_blocks": 2}, "full")
@@ -52,10 +56,11 @@ def make_run(
     for place, trial in enumerate(trials[:num_ended]):
         if place in failed:
             result = _row(trial, status="failed", error="out of GPU memory: lower batch_size", seconds=2.0)
+            files = {}
         else:
             status = "stopped" if place in stopped else "completed"
-            result = _trained(run_uri, trial, classes, num_test, status, random)
-        append_result(run_uri, result)
+            result, files = _trained(run_uri, trial, classes, num_test, status, random)
+        write_trial_result(run_uri, result, files)
     return trials
 
 
@@ -70,21 +75,31 @@ def _manifest(classes: Sequence[str], num_test: int, bad: Sequence[tuple[str, st
 
 def _trained(
     run_uri: str, trial: TrialConfig, classes: Sequence[str], num_test: int, status: str, random: np.random.Generator
-) -> TrialResult:
+) -> tuple[TrialResult, dict[str, str]]:
     accuracy = 0.5 if trial.is_baseline else random.uniform(0.7, 0.95)
-    history = [
-        {"epoch": epoch, "train_loss": 1 / epoch, "val_loss": 1 / epoch, "val_accuracy": accuracy * epoch / NUM_EPOCHS}
+    history = tuple(
+        EpochMetrics(
+            epoch=epoch,
+            train_loss=1 / epoch,
+            val_loss=1 / epoch,
+            val_accuracy=accuracy * epoch / NUM_EPOCHS,
+            val_top5_accuracy=1.0,
+            val_macro_f1=accuracy * epoch / NUM_EPOCHS,
+            lr=0.01,
+            seconds=3.0,
+            images_per_second=40.0,
+        )
         for epoch in range(1, NUM_EPOCHS + 1)
-    ]
+    )
     folder = storage.join(run_uri, "trials", trial.trial_id)
-    storage.write_text(storage.join(folder, "history.jsonl"), "".join(json.dumps(row) + "\n" for row in history))
+    save_history(folder, Progress(history=history))
     label = np.arange(num_test) % len(classes)
     correct = random.random(num_test) < accuracy
     predicted = np.where(correct, label, (label + 1) % len(classes))
     sink = io.BytesIO()
     pq.write_table(pa.table({"row": np.arange(num_test), "label": label, "predicted": predicted}), sink)
-    storage.write_bytes(storage.join(folder, "test_predictions.parquet"), sink.getvalue())
-    return _row(
+    checksum = write_checked(storage.join(folder, PREDICTIONS), sink.getvalue())
+    row = _row(
         trial,
         status=status,
         epochs=NUM_EPOCHS,
@@ -96,6 +111,7 @@ def _trained(
         num_trainable_params=1_000,
         seconds=12.0,
     )
+    return row, {PREDICTIONS: checksum}
 
 
 def _row(trial: TrialConfig, **fields: Any) -> TrialResult:

@@ -18,7 +18,10 @@ from tlray.errors import TrialError
 from tlray.export import export_bundle
 from tlray.prepare import Run, finish
 from tlray.report import agreement_table, leaderboard_table, read_found, write_report
-from tlray.results import Leaderboard, LeaderboardRow, Outcome, load_results, write_leaderboard
+from tlray.results import Leaderboard, LeaderboardRow, Outcome
+from tlray.runs.board import write_leaderboard
+from tlray.runs.notes import read_notes
+from tlray.runs.trials import load_results
 from tlray.training.trial import load_trained
 
 NUM_SAMPLES = 8  # test images on which the formats of an export are compared
@@ -27,6 +30,8 @@ NUM_SAMPLES = 8  # test images on which the formats of an export are compared
 def conclude(run: Run, console: Console) -> Outcome:
     """Rank, export, report; TrialError with the reasons when no trial has succeeded."""
     leaderboard = write_leaderboard(run.uri, seed=run.config.seed)
+    for note in read_notes(run.uri):
+        console.print(f"note: {note}", markup=False, highlight=False)
     console.print(leaderboard_table(leaderboard))
     found = read_found(run.uri, leaderboard)
     if found is not None:

@@ -11,7 +11,7 @@ from tlray.budget.estimate import frozen_seconds, sweep_seconds
 from tlray.budget.machines import Machines
 from tlray.plan import Plan, activation_table, in_words, plan_tables
 from tlray.prepare import Run
-from tlray.results import load_results
+from tlray.runs.trials import load_results
 
 NOTHING_STARTED = "dry run: nothing was started"
 

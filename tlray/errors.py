@@ -7,7 +7,8 @@ TlrayError                 1  the work failed
 │   ├── DataError             the images
 │   │   └── BadImageError         one that cannot be decoded (data/decode.py)
 │   ├── StorageError          a location that cannot be read or written
-│   │   └── NotFoundError         a file, object or folder that is not there (storage)
+│   │   ├── NotFoundError         a file, object or folder that is not there (storage)
+│   │   └── DamagedError          a file that is not what was written
 │   └── ClusterError          more than the cluster has
 ├── TrialError             1  a trial could not be carried out
 ├── NothingToDo            3  a retraining of what has been judged already, or beside another one
@@ -44,6 +45,12 @@ class DataError(InputError):
 
 class StorageError(InputError):
     pass
+
+
+class DamagedError(StorageError):
+    @classmethod
+    def of(cls, uri: str, remedy: str) -> "DamagedError":
+        return cls(f"{uri} is damaged: {remedy}")
 
 
 class ClusterError(InputError):

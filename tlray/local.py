@@ -11,7 +11,7 @@ from tlray.config import RunConfig
 from tlray.errors import ConfigError
 from tlray.planning import plan_run
 from tlray.prepare import Run, prepare_run
-from tlray.results import append_result
+from tlray.runs.board import append_result
 from tlray.training.epoch import EpochMetrics
 from tlray.training.run_images import run_images
 from tlray.training.trial import run_trial

@@ -1,23 +1,20 @@
-"""What a sweep hands on: one row a trial in results.jsonl, and the leaderboard made of the rows.
+"""What a sweep hands on, as values: one row a trial, and the leaderboard made of the rows. runs/ keeps them in files.
 
-    append_result(run_uri, result); load_results(run_uri)
-    leaderboard = write_leaderboard(run_uri, seed=0)      # from results.jsonl and every trial's test predictions
+    leaderboard = build_leaderboard(results, correctness, seed=0)
 
 A failed trial is a row with its reason; it has no score and no rank. Accuracies are fractions in [0, 1] and so is the
 gain: test accuracy minus the baseline's, with a confidence interval from a paired bootstrap of the test images.
 """
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from tlray import parquet, storage
-from tlray.errors import TlrayError, plain_reason
+from tlray.errors import TlrayError
 
 Score = Annotated[float, Field(ge=0, le=1)] | None
 # A diverged trial may have an infinite validation loss, which JSON cannot hold: None then.
@@ -134,66 +131,12 @@ class Outcome:
     exports: tuple[str, ...]
 
 
-def stopped_marker(run_uri: str, trial_id: str) -> str:
-    """The file that says that the scheduler stopped a trial, which is still to be scored."""
-    return storage.join(run_uri, "trials", trial_id, "stopped")
-
-
-def append_result(run_uri: str, result: TrialResult) -> None:
-    """Add a row to results.jsonl. Object stores cannot append, so the file is rewritten, atomically, everywhere."""
-    uri = _results_uri(run_uri)
-    text = storage.read_text(uri) if storage.exists(uri) else ""
-    whole_lines = text[: text.rfind("\n") + 1]  # a line that a kill has torn is dropped
-    storage.write_text(uri, whole_lines + result.model_dump_json() + "\n")
-
-
-def load_results(run_uri: str) -> list[TrialResult]:
-    """Rows in the order in which trials ended; of a trial recorded twice the last row. Empty before the first row.
-
-    A last line without its end is what a kill leaves and is ignored; any other broken line is a TlrayError.
-    """
-    uri = _results_uri(run_uri)
-    if not storage.exists(uri):
-        return []
-    *lines, _torn = storage.read_text(uri).split("\n")
-    results: dict[str, TrialResult] = {}
-    for number, line in enumerate(lines, start=1):
-        result = _parse(line, f"{uri}, line {number}")
-        results.pop(result.trial_id, None)
-        results[result.trial_id] = result
-    return list(results.values())
-
-
-def write_trial_result(run_uri: str, result: TrialResult) -> None:
-    """The trial's own copy of its row; its presence means that the trial has ended."""
-    storage.write_text(_trial_uri(run_uri, result.trial_id, "result.json"), result.model_dump_json(indent=1))
-
-
-def read_trial_result(run_uri: str, trial_id: str) -> TrialResult | None:
-    """The trial's final row, None while it has not ended."""
-    uri = _trial_uri(run_uri, trial_id, "result.json")
-    return _parse(storage.read_text(uri), uri) if storage.exists(uri) else None
-
-
-def delete_trial_result(run_uri: str, trial_id: str) -> None:
-    storage.delete(_trial_uri(run_uri, trial_id, "result.json"))
-
-
-def load_correctness(run_uri: str, trial_id: str) -> np.ndarray:
-    """Whether each test image was classified correctly: bool (N,), in the order of the test split."""
-    data = storage.read_bytes(_trial_uri(run_uri, trial_id, "test_predictions.parquet"))
-    table = parquet.read_table(data, ["row", "label", "predicted"]).sort_by("row")
-    correct: np.ndarray = table["label"].to_numpy() == table["predicted"].to_numpy()
-    return correct
-
-
 def build_leaderboard(
     results: Sequence[TrialResult], correctness: Mapping[str, np.ndarray], seed: int = 0
 ) -> Leaderboard:
     """Rank `results`. `correctness`: trial id -> bool (N,) over the test images in one order, for trials that did
     not fail; TlrayError when two of them differ in N."""
-    scored = [result for result in results if result.status != "failed"]
-    scored.sort(key=lambda r: (-(r.val_accuracy or 0.0), math.inf if r.val_loss is None else r.val_loss, r.trial_id))
+    scored = ranked(results)
     failed = sorted((result for result in results if result.status == "failed"), key=lambda r: r.trial_id)
     baseline = next((result for result in results if result.is_baseline), None)
     rows = [LeaderboardRow(**vars(result), rank=rank) for rank, result in enumerate(scored, start=1)]
@@ -208,23 +151,12 @@ def build_leaderboard(
     )
 
 
-def make_leaderboard(run_uri: str, *, seed: int = 0) -> Leaderboard:
-    """The run as it stands now, from results.jsonl and the trials' test predictions."""
-    results = load_results(run_uri)
-    scored = [result.trial_id for result in results if result.status != "failed"]
-    return build_leaderboard(results, {trial_id: load_correctness(run_uri, trial_id) for trial_id in scored}, seed)
-
-
-def write_leaderboard(run_uri: str, *, seed: int = 0) -> Leaderboard:
-    """The same, also written to leaderboard.json."""
-    leaderboard = make_leaderboard(run_uri, seed=seed)
-    storage.write_text(storage.join(run_uri, "leaderboard.json"), leaderboard.model_dump_json(indent=1))
-    return leaderboard
-
-
-def load_leaderboard(run_uri: str) -> Leaderboard:
-    """The run's leaderboard as last written; StorageError where there is none."""
-    return Leaderboard.model_validate_json(storage.read_text(storage.join(run_uri, "leaderboard.json")))
+def ranked(results: Iterable[TrialResult]) -> list[TrialResult]:
+    """Those that did not fail, best first."""
+    scored = [result for result in results if result.status != "failed"]
+    return sorted(
+        scored, key=lambda r: (-(r.val_accuracy or 0.0), math.inf if r.val_loss is None else r.val_loss, r.trial_id)
+    )
 
 
 def paired_gain(
@@ -259,22 +191,3 @@ def _no_gain_reason(baseline: TrialResult | None) -> str | None:
     if baseline.status == "failed":
         return f"the baseline failed: {baseline.error}"
     return None
-
-
-def _parse(text: str, where: str) -> TrialResult:
-    try:
-        return TrialResult.model_validate(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise TlrayError(f"{where}: not JSON ({error.msg}); remove it and `tlray resume` the run") from None
-    except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"])
-        raise TlrayError(f"{where}: not a trial's row: {field} {plain_reason(problem)}") from None
-
-
-def _results_uri(run_uri: str) -> str:
-    return storage.join(run_uri, "results.jsonl")
-
-
-def _trial_uri(run_uri: str, trial_id: str, name: str) -> str:
-    return storage.join(run_uri, "trials", trial_id, name)

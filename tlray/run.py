@@ -36,7 +36,8 @@ from tlray.prepare import Run, finish, load_run, prepare_run
 from tlray.progress import PredictionProgress, SweepProgress
 from tlray.ranking.result import Ranking, describe_choice, save_ranking, shortlisted, wants_shortlist
 from tlray.ranking.tables import ranking_table
-from tlray.results import Outcome, load_results
+from tlray.results import Outcome
+from tlray.runs.trials import load_results
 
 BEFORE_THE_RUN = "start it again: images and activations that it had prepared are kept"
 

@@ -16,7 +16,7 @@ from tlray.distributed.planning import plan_on_cluster
 from tlray.distributed.sweep import run_sweep
 from tlray.prepare import new_run_uri, prepare_run
 from tlray.progress import SweepProgress
-from tlray.results import load_results
+from tlray.runs.trials import load_results
 
 BACKBONE = {"id": "timm/test_resnet", "weights": "none", "input_size": 64}
 

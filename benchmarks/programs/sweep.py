@@ -21,7 +21,7 @@ from tlray.distributed.planning import plan_on_cluster
 from tlray.distributed.sweep import run_sweep
 from tlray.prepare import new_run_uri, prepare_run
 from tlray.progress import SweepProgress
-from tlray.results import load_results
+from tlray.runs.trials import load_results
 
 FROZEN_FRACTION = 0.75  # of the blocks: all but the last stage, in both backbones
 

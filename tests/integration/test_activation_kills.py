@@ -23,7 +23,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tlray.results import load_results
+from tlray.runs.trials import load_results
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(3600)]
 

@@ -14,8 +14,9 @@ from tlray.config import RunConfig
 from tlray.data.loader import load_draws
 from tlray.data.transforms import normalise
 from tlray.prepare import Run, load_run, new_run_uri
-from tlray.results import TrialResult, load_results
+from tlray.results import TrialResult
 from tlray.run import features, run
+from tlray.runs.trials import load_results
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
 MakeConfig = Callable[..., RunConfig]

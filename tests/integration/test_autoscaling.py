@@ -13,7 +13,7 @@ import pytest
 from ray_clusters import NodeWatch, RunningCluster, autoscaling_cluster
 
 from tlray.config import RunConfig
-from tlray.results import load_results
+from tlray.runs.trials import load_results
 
 MakeConfig = Callable[..., RunConfig]
 pytestmark = pytest.mark.ray

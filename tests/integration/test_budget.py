@@ -18,7 +18,8 @@ from tlray.distributed.sweep import run_sweep
 from tlray.planning import plan_run
 from tlray.prepare import Run, load_run, new_run_uri, prepare_run
 from tlray.progress import SweepProgress
-from tlray.results import TrialResult, load_results, write_trial_result
+from tlray.results import TrialResult
+from tlray.runs.trials import load_results, write_trial_result
 
 MakeConfig = Callable[..., RunConfig]
 

@@ -17,7 +17,7 @@ from tlray.export import bundle as bundle_module
 from tlray.export import export_bundle
 from tlray.predict import evaluate, predict
 from tlray.report import write_report
-from tlray.results import load_results
+from tlray.runs.trials import load_results
 
 pytestmark = pytest.mark.s3
 

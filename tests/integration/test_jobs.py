@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from tlray import storage
-from tlray.results import load_leaderboard
+from tlray.runs.board import load_leaderboard
 
 pytestmark = pytest.mark.ray
 

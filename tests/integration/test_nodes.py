@@ -13,7 +13,9 @@ import pytest
 from ray_clusters import RunningCluster, fixed_cluster, kill_node, start_worker
 
 from tlray.config import RunConfig
-from tlray.results import Leaderboard, load_leaderboard, load_results
+from tlray.results import Leaderboard
+from tlray.runs.board import load_leaderboard
+from tlray.runs.trials import load_results
 
 MakeConfig = Callable[..., RunConfig]
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -11,8 +11,8 @@ from tlray import storage
 from tlray.config import RunConfig
 from tlray.prepare import load_run, new_run_uri
 from tlray.ranking.result import load_ranking
-from tlray.results import load_results
 from tlray.run import rank, resume, run
+from tlray.runs.trials import load_results
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
 MakeConfig = Callable[..., RunConfig]

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from tlray import storage
-from tlray.results import load_leaderboard, load_results
+from tlray.runs.board import load_leaderboard
+from tlray.runs.trials import load_results
 
 pytestmark = pytest.mark.ray
 

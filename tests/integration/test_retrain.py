@@ -26,11 +26,11 @@ from tlray.data.splits import position
 from tlray.errors import NothingToDo
 from tlray.predict import open_model
 from tlray.prepare import load_run
-from tlray.results import load_results
 from tlray.retrain import claim
 from tlray.retrain.drift import Drift
 from tlray.retrain.flow import retrain
 from tlray.retrain.record import Record
+from tlray.runs.trials import load_results
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 

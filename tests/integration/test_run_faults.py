@@ -18,7 +18,7 @@ from tlray.errors import DataError, TlrayError
 from tlray.local import run_local
 from tlray.planning import plan_run
 from tlray.prepare import Run, new_run_uri, prepare_run
-from tlray.results import load_results
+from tlray.runs.trials import load_results
 from tlray.training.run_images import run_images
 from tlray.training.trial import run_trial
 from tlray.training.worker import local_worker

@@ -22,7 +22,7 @@ from tlray.errors import ClusterError, DataError
 from tlray.planning import plan_run
 from tlray.prepare import Run, new_run_uri, prepare_run
 from tlray.progress import SweepProgress
-from tlray.results import load_results
+from tlray.runs.trials import load_results
 from tlray.training.worker import Worker
 
 MakeConfig = Callable[..., RunConfig]

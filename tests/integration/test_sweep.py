@@ -16,8 +16,9 @@ from tlray import storage
 from tlray.config import RunConfig
 from tlray.prepare import load_run, new_run_uri
 from tlray.progress import SweepProgress
-from tlray.results import TrialResult, load_results
+from tlray.results import TrialResult
 from tlray.run import resume, run
+from tlray.runs.trials import load_results
 from tlray.training.run_images import run_images
 from tlray.training.trial import manifest_images, run_trial, trial_folder
 from tlray.training.worker import local_worker

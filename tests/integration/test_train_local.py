@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tlray.results import load_leaderboard
+from tlray.runs.board import load_leaderboard
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -10,7 +10,8 @@ from tlray.cli import main
 from tlray.config import RunConfig
 from tlray.planning import plan_run
 from tlray.prepare import new_run_uri, prepare_run
-from tlray.results import TrialResult, append_result
+from tlray.results import TrialResult
+from tlray.runs.trials import write_trial_result
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_a_dry_run_of_a_resume_names_what_is_left_and_trains_none_of_it(
     scores = {"val_accuracy": 0.5, "test_accuracy": 0.5}
     for trial, status in zip(run.trials, ("completed", "failed"), strict=False):
         failed = status == "failed"
-        append_result(
+        write_trial_result(
             run.uri,
             TrialResult(
                 trial_id=trial.trial_id,

@@ -39,9 +39,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "liveness": {"blocks"},
     "split": {"blocks", "backbone", "liveness"},
     "fold": {"split"},
-    "champion": {"config", "storage"},
+    "champion": {"runs", "config", "storage"},
+    # a run folder
+    "results": set(),
+    "runs": {"storage", "parquet", "results"},
     # images
-    "data": {"config", "storage", "parquet", "stores", "catalogue"},
+    "data": {"runs", "config", "storage", "parquet", "stores", "catalogue"},
     "demo_data": {"config", "storage", "data", "backbone", "training"},
     # frozen work
     "activations": {
@@ -55,13 +58,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "fold",
         "data",
         "threads",
+        "runs",
     },
     # what is decided before a run
-    "budget": {"config", "storage", "activations"},
-    "plan": {"config", "storage", "data", "activations", "budget"},
-    "prepare": {"config", "search_space", "storage", "data", "plan"},
+    "budget": {"runs", "config", "storage", "activations"},
+    "plan": {"runs", "config", "storage", "data", "activations", "budget"},
+    "prepare": {"runs", "config", "search_space", "storage", "data", "plan"},
     # one trial
-    "results": {"config", "storage", "parquet"},
     "training": {
         "config",
         "storage",
@@ -74,6 +77,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "activations",
         "prepare",
         "results",
+        "runs",
     },
     "footprint": {"config", "backbone", "freeze", "training"},
     "speed": {
@@ -101,6 +105,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "activations",
         "prepare",
         "training",
+        "runs",
     },
     "advice": {"config"},
     "first_look": {"config", "search_space", "storage", "catalogue"},
@@ -142,13 +147,25 @@ MAY_IMPORT: dict[str, set[str]] = {
         "prepare",
         "training",
         "results",
+        "runs",
         "ranking",
         "export",
         "prediction",
     },
     # after the sweep
     "export": {"config", "storage", "catalogue", "backbone", "data", "training", "results"},
-    "report": {"config", "storage", "parquet", "budget", "catalogue", "data", "results", "ranking"},
+    "report": {
+        "config",
+        "storage",
+        "budget",
+        "catalogue",
+        "data",
+        "results",
+        "runs",
+        "ranking",
+        "plan",
+        "training",
+    },
     "predict": {"champion", "storage", "catalogue", "backbone", "data", "training", "export", "results"},
     "prediction": {
         "storage",
@@ -162,9 +179,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "export",
         "predict",
     },
-    "conclude": {"storage", "data", "training", "results", "export", "report", "prepare"},
+    "conclude": {"storage", "data", "training", "results", "runs", "export", "report", "prepare"},
     # what a person starts
-    "dry_run": {"activations", "budget", "plan", "prepare", "results"},
+    "dry_run": {"activations", "budget", "plan", "prepare", "runs"},
     "run": {
         "config",
         "storage",
@@ -176,11 +193,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "features",
         "ranking",
         "results",
+        "runs",
         "prediction",
         "distributed",
         "conclude",
     },
     "retrain": {
+        "runs",
         "parquet",
         "champion",
         "config",
@@ -196,7 +215,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "conclude",
         "run",
     },
-    "local": {"config", "activations", "planning", "prepare", "training", "results", "conclude"},
+    "local": {"config", "activations", "planning", "prepare", "training", "runs", "conclude"},
     "demo": {"config", "storage", "prepare", "run", "conclude", "predict"},
     "doctor": {
         "config",

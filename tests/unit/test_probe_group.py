@@ -21,7 +21,8 @@ from probe_runs import (
 from tlray.config import BackboneConfig, DataConfig
 from tlray.data.manifest import Manifest, make_manifest
 from tlray.errors import TrialError
-from tlray.results import TrialResult, read_trial_result, write_trial_result
+from tlray.results import TrialResult
+from tlray.runs.trials import read_trial_result, write_trial_result
 from tlray.training import probe_group
 from tlray.training.trial import load_trained
 
@@ -116,6 +117,7 @@ def test_a_trial_that_has_a_row_keeps_it_and_one_that_failed_is_trained_again(
         trial_id="t2", backbone="b", weights="none", strategy="s", params={}, seed=0, status="failed", error="killed"
     )
     write_trial_result(str(tmp_path), failed)
+    (tmp_path / "trials" / "t2" / "progress.json").unlink()
     again, curves = run_group(trials, tmp_path, images)
     assert set(curves) == {"t2"}
     assert [row for row in again if row.trial_id != "t2"] == [row for row in first if row.trial_id != "t2"]

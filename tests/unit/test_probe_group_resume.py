@@ -1,6 +1,6 @@
 """A group of linear probes that is killed ends like an undisturbed one."""
 
-import json
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 from tlray.config import DataConfig, TrialConfig
 from tlray.data.manifest import Manifest, make_manifest
-from tlray.results import read_trial_result
+from tlray.runs.trials import read_trial_result
 from tlray.training import probe_group, probe_loop
 from tlray.training.epoch import EpochMetrics
 from tlray.training.probe_group import run_probe_group
+from tlray.training.record import load_history
 from tlray.training.worker import local_worker
 
 
@@ -39,8 +40,8 @@ def assert_equal_runs(ours: Path, theirs: Path, trials: Sequence[TrialConfig]) -
         assert all(tensor.equal(tensors[1][key]) for key, tensor in tensors[0].items())
         curves = []
         for run in (ours, theirs):
-            lines = (run / "trials" / trial.trial_id / "history.jsonl").read_text().splitlines()
-            curves.append([{**json.loads(line), "seconds": 0, "images_per_second": 0} for line in lines])
+            history = load_history(str(run / "trials" / trial.trial_id))
+            curves.append([dataclasses.replace(epoch, seconds=0, images_per_second=0) for epoch in history])
         assert curves[0] == curves[1]
 
 

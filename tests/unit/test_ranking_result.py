@@ -27,7 +27,8 @@ from tlray.ranking.tables import ranking_table
 from tlray.ranking.trust import agreement
 from tlray.report import agreement_table, read_found, write_report
 from tlray.report.ranking import best_accuracies
-from tlray.results import load_results, make_leaderboard
+from tlray.runs.board import make_leaderboard
+from tlray.runs.trials import load_results
 
 LABELS = np.array([0, 0, 0, 1])
 

@@ -18,7 +18,8 @@ from tlray.catalogue import ModelFacts
 from tlray.errors import StorageError
 from tlray.report import leaderboard_table, models_table, write_report
 from tlray.report.words import count, duration, interval, percent, points, shared_params, varying_params
-from tlray.results import load_results, make_leaderboard, write_leaderboard
+from tlray.runs.board import make_leaderboard, write_leaderboard
+from tlray.runs.trials import load_results
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 

@@ -1,4 +1,4 @@
-"""results.py: rows of results.jsonl and the leaderboard made of them.
+"""results.py and runs/: the rows of trials and the leaderboard made of them.
 
 Run: python -m pytest tests/unit/test_results.py
 """
@@ -6,6 +6,7 @@ Run: python -m pytest tests/unit/test_results.py
 import io
 import json
 import math
+import shutil
 from typing import Any
 
 import numpy as np
@@ -14,19 +15,19 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.stats
 
-from tlray import storage
 from tlray.errors import TlrayError
-from tlray.results import (
-    TrialResult,
-    append_result,
-    build_leaderboard,
+from tlray.results import TrialResult, build_leaderboard, paired_gain
+from tlray.runs.board import append_result, load_leaderboard, write_leaderboard
+from tlray.runs.notes import read_notes
+from tlray.runs.sealed import write_checked, write_document
+from tlray.runs.trials import (
+    PREDICTIONS,
     delete_trial_result,
     load_correctness,
-    load_leaderboard,
+    load_recorded,
     load_results,
-    paired_gain,
     read_trial_result,
-    write_leaderboard,
+    trial_uri,
     write_trial_result,
 )
 
@@ -52,56 +53,72 @@ def failed(trial_id: str, **changes: Any) -> TrialResult:
     return row(trial_id, None, **(fields | changes))  # type: ignore[arg-type]
 
 
-def write_predictions(run_uri: str, trial_id: str, correct: np.ndarray) -> None:
+def write_predictions(run_uri: str, trial_id: str, correct: np.ndarray) -> dict[str, str]:
     order = np.random.default_rng(0).permutation(len(correct))  # as several workers would leave them
     table = pa.table({"row": order, "label": np.zeros(len(correct), int), "predicted": (~correct[order]).astype(int)})
     sink = io.BytesIO()
     pq.write_table(table, sink)
-    storage.write_bytes(storage.join(run_uri, "trials", trial_id, "test_predictions.parquet"), sink.getvalue())
+    return {PREDICTIONS: write_checked(trial_uri(run_uri, trial_id, PREDICTIONS), sink.getvalue())}
 
 
-def test_rows_come_back_as_they_were_appended(tmp_path):
+def test_rows_come_back_as_they_were_written_in_the_order_of_their_trials(tmp_path):
     rows = [row("001-a", 0.7, params={"lr": 1e-5, "augmentation": "light"}), failed("002-b")]
-    for result in rows:
-        append_result(str(tmp_path), result)
+    for result in reversed(rows):
+        write_trial_result(str(tmp_path), result)
     assert load_results(str(tmp_path)) == rows
-    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
 
 
 def test_a_run_without_rows_has_no_results(tmp_path):
     assert load_results(str(tmp_path)) == []
 
 
-def test_of_a_trial_recorded_twice_the_last_row_counts(tmp_path):
+def test_results_jsonl_holds_the_last_row_of_each_trial_and_is_not_believed(tmp_path):
     for result in (failed("001-a"), row("002-b"), row("001-a", 0.9)):
         append_result(str(tmp_path), result)
-    assert [(r.trial_id, r.status) for r in load_results(str(tmp_path))] == [
-        ("002-b", "completed"),
-        ("001-a", "completed"),
-    ]
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [(line["trial_id"], line["status"]) for line in lines] == [("002-b", "completed"), ("001-a", "completed")]
+    assert load_results(str(tmp_path)) == []
 
 
-def test_a_torn_last_line_is_ignored_and_replaced_by_the_next_row(tmp_path):
-    append_result(str(tmp_path), row("001-a"))
+def test_a_completed_trial_does_not_stay_failed_in_what_is_derived(tmp_path):
+    """Its row was written, and the driver killed before it could say so in results.jsonl."""
+    run_uri = str(tmp_path)
+    append_result(run_uri, failed("001-a"))
+    write_trial_result(run_uri, row("001-a"), write_predictions(run_uri, "001-a", np.array([True, False])))
+    assert [one.status for one in write_leaderboard(run_uri).rows] == ["completed"]
+    (line,) = (tmp_path / "results.jsonl").read_text().splitlines()
+    assert json.loads(line)["status"] == "completed"
+
+
+def test_torn_and_damaged_lines_are_dropped_with_a_note(tmp_path):
+    run_uri = str(tmp_path)
+    for trial_id in ("001-a", "002-b"):
+        write_trial_result(run_uri, failed(trial_id))
+        append_result(run_uri, failed(trial_id))
     path = tmp_path / "results.jsonl"
-    path.write_text(path.read_text() + row("002-b").model_dump_json()[:40])
-    assert [r.trial_id for r in load_results(str(tmp_path))] == ["001-a"]
-    append_result(str(tmp_path), row("003-c"))
-    assert [r.trial_id for r in load_results(str(tmp_path))] == ["001-a", "003-c"]
-
-
-def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path):
-    good = row("001-a").model_dump_json()
-    (tmp_path / "results.jsonl").write_text(f"{good}\n{good[:30]}\n{good}\n")
-    with pytest.raises(TlrayError, match=r"results\.jsonl, line 2: not JSON"):
-        load_results(str(tmp_path))
+    whole = path.read_text()
+    path.write_text(whole[:-30])  # torn by a kill
+    append_result(run_uri, failed("003-c"))
+    assert [json.loads(line)["trial_id"] for line in path.read_text().splitlines()] == ["001-a", "003-c"]
+    path.write_text(whole.replace("out of memory", "out of mercury", 1))
+    write_leaderboard(run_uri)
+    assert path.read_text() == whole
+    (note,) = read_notes(run_uri)
+    assert note == "results.jsonl: a torn or damaged line was dropped, and the rows made again from trials/"
 
 
 def test_a_row_with_an_unknown_field_is_an_error_that_names_it(tmp_path):
-    document = json.loads(row("001-a").model_dump_json()) | {"colour": "red"}
-    (tmp_path / "results.jsonl").write_text(json.dumps(document) + "\n")
-    with pytest.raises(TlrayError, match="line 1: not a trial's row: colour"):
+    document = row("001-a").model_dump() | {"colour": "red"}
+    write_document(str(tmp_path / "trials/001-a/result.json"), document)
+    with pytest.raises(TlrayError, match=r"result\.json: not a trial's row: colour"):
         load_results(str(tmp_path))
+
+
+def test_another_trials_row_is_not_taken_for_this_ones(tmp_path):
+    write_trial_result(str(tmp_path), row("001-a"))
+    shutil.copytree(tmp_path / "trials/001-a", tmp_path / "trials/002-b")
+    with pytest.raises(TlrayError, match=r"002-b/result\.json is damaged: it is the row of 001-a"):
+        read_trial_result(str(tmp_path), "002-b")
 
 
 def test_a_failed_trial_cannot_have_a_score_nor_lack_a_reason():
@@ -118,7 +135,7 @@ def test_a_trial_that_did_not_fail_must_have_its_scores():
 
 @pytest.mark.parametrize("loss", [math.inf, math.nan])
 def test_a_loss_that_is_no_number_becomes_none_and_survives_the_file(tmp_path, loss):
-    append_result(str(tmp_path), row("001-a", val_loss=loss))
+    write_trial_result(str(tmp_path), row("001-a", val_loss=loss))
     assert load_results(str(tmp_path))[0].val_loss is None
 
 
@@ -236,12 +253,16 @@ def test_without_the_baselines_score_there_is_no_gain_and_the_leaderboard_says_w
 def test_the_leaderboard_is_made_from_the_run_folder_and_read_back(tmp_path):
     run_uri = str(tmp_path)
     correct = {"000-baseline": np.array([True, False, False, False]), "001-a": np.array([True, True, True, False])}
-    append_result(run_uri, row("000-baseline", 0.3, is_baseline=True, test_accuracy=0.25))
-    append_result(run_uri, row("001-a", 0.8, test_accuracy=0.75))
-    append_result(run_uri, failed("002-b"))
+    rows = {
+        "000-baseline": row("000-baseline", 0.3, is_baseline=True, test_accuracy=0.25),
+        "001-a": row("001-a", 0.8, test_accuracy=0.75),
+    }
+    write_trial_result(run_uri, failed("002-b"))
     for trial_id, bools in correct.items():
-        write_predictions(run_uri, trial_id, bools)
-        assert load_correctness(run_uri, trial_id).tolist() == bools.tolist()
+        write_trial_result(run_uri, rows[trial_id], write_predictions(run_uri, trial_id, bools))
+    for trial_id, recorded in load_recorded(run_uri).items():
+        if trial_id in correct:
+            assert load_correctness(run_uri, recorded).tolist() == correct[trial_id].tolist()
     board = write_leaderboard(run_uri, seed=5)
     assert [r.trial_id for r in board.rows] == ["001-a", "000-baseline", "002-b"]
     assert board.rows[0].gain == 0.5

@@ -12,7 +12,7 @@ from image_splits import split_folders
 
 from tlray.config import BackboneConfig, DataConfig, Recipe, StrategyConfig, TrialConfig
 from tlray.data.manifest import make_manifest
-from tlray.results import read_trial_result
+from tlray.runs.trials import read_trial_result
 from tlray.training import loop
 from tlray.training.trial import load_trained, manifest_images, run_trial, trial_folder
 from tlray.training.worker import Worker

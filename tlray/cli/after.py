@@ -31,9 +31,9 @@ def export(
 
     loaded = load_run(run_uri)  # before torch is imported
     from tlray.conclude import export_best
-    from tlray.results import load_leaderboard
+    from tlray.runs.board import make_leaderboard
 
-    for bundle in export_best(loaded, load_leaderboard(loaded.uri), top_k):
+    for bundle in export_best(loaded, make_leaderboard(loaded.uri, seed=loaded.config.seed), top_k):
         print(bundle)
 
 
@@ -42,7 +42,7 @@ def report(run_uri: RunArgument, as_json: Json = False) -> None:
     """Write the run's leaderboard and report.html as they stand now, and print where the report is."""
     from tlray.prepare import load_run
     from tlray.report import agreement_table, leaderboard_table, read_found, write_report
-    from tlray.results import write_leaderboard
+    from tlray.runs.board import write_leaderboard
 
     loaded = load_run(run_uri)
     leaderboard = write_leaderboard(loaded.uri, seed=loaded.config.seed)

@@ -15,7 +15,7 @@ from tlray.budget.machines import Machines
 from tlray.budget.worth import backbone_key
 from tlray.config import TrialConfig
 from tlray.prepare import Run
-from tlray.results import load_results
+from tlray.runs.trials import load_results
 
 
 def open_budget(run: Run) -> Budget:

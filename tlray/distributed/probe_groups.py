@@ -17,7 +17,9 @@ from tlray.distributed.resources import TaskResources
 from tlray.distributed.tasks import probe_group_task
 from tlray.distributed.watch import Watcher
 from tlray.prepare import Run
-from tlray.results import TrialResult, append_result, read_trial_result
+from tlray.results import TrialResult
+from tlray.runs.board import append_result
+from tlray.runs.trials import read_states
 
 
 def run_probe_groups(
@@ -41,12 +43,11 @@ def run_probe_groups(
             continue
         except ray.exceptions.RayError as error:
             del running[ready]
-            rows = {trial.trial_id: read_trial_result(run.uri, trial.trial_id) for trial in group}
-            for trial_id, row in rows.items():
-                if row is None:
+            for trial_id, state in read_states(run.uri, [trial.trial_id for trial in group]).items():
+                if state.result is None:
                     broken[trial_id] = reason_of(error)
                 else:  # written before its group broke down
-                    _end(run, row, watch)
+                    _end(run, state.result, watch)
             continue
         for item in news:
             if isinstance(item, TrialResult):

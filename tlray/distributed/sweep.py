@@ -28,14 +28,16 @@ from tlray.distributed.cluster import cluster_summary, connect
 from tlray.distributed.errors import reason_of
 from tlray.distributed.probe_groups import run_probe_groups
 from tlray.distributed.resources import TrialResources, model_tasks, trial_resources
-from tlray.distributed.rows import append_missing_rows, fail, has_ended, is_finished, was_stopped
+from tlray.distributed.rows import fail, not_ended, not_finished, still_to_score
 from tlray.distributed.tasks import conclude_task
 from tlray.distributed.watch import Watcher
 from tlray.errors import TrialError
 from tlray.prepare import Run
-from tlray.results import append_result, delete_trial_result
+from tlray.runs.board import append_result
+from tlray.runs.trials import delete_trial_result, for_each, trial_uri
 from tlray.training.fusion import can_fuse, fusion_key
-from tlray.training.record import load_progress, trial_uri
+from tlray.training.mend import mend
+from tlray.training.record import load_progress
 
 
 def run_sweep(run: Run, watch: Watcher) -> None:
@@ -44,8 +46,8 @@ def run_sweep(run: Run, watch: Watcher) -> None:
     cluster = cluster_summary(run.config.cluster)
     shares = {planned.trial_id: planned.gpu_share for planned in run.plan.trials}
     resources = trial_resources(run.config, cluster, shares)
-    append_missing_rows(run)
-    open_trials = [trial for trial in run.trials if not is_finished(run.uri, trial.trial_id)]
+    mend(run.uri, [trial.trial_id for trial in run.trials], run.config.export.top_k)
+    open_trials = not_finished(run.uri, run.trials)
     for trial in open_trials:  # a failed attempt's row must not be taken for the new attempt's
         delete_trial_result(run.uri, trial.trial_id)
     budget = open_budget(run)
@@ -66,11 +68,10 @@ def run_sweep(run: Run, watch: Watcher) -> None:
             readers = [trial for trial in run.trials if trial.trial_id not in out]
             failures = compute_activations(run, store, tasks, watch.activations_computed, readers)
             _fail_readers(run, failures, remaining, watch)
-            groups = _probe_groups(run, [trial for trial in remaining if not has_ended(run.uri, trial.trial_id)])
+            groups = _probe_groups(run, not_ended(run.uri, remaining))
             fail(run, run_probe_groups(run, groups, tasks, watch), watch)
         _tune(run, remaining, budget, resources, watch)
-        stopped = [trial for trial in remaining if was_stopped(run.uri, trial.trial_id)]
-        _conclude(run, stopped, resources, watch)
+        _conclude(run, still_to_score(run.uri, remaining), resources, watch)
     _leave_out(run, budget, watch)
 
 
@@ -92,7 +93,7 @@ def _worth_their_frozen_work(
     """`remaining` without what a budget has no time for; what only waits for its score stays."""
     if not budget.is_limited:
         return list(remaining)
-    waiting = [trial for trial in remaining if not has_ended(run.uri, trial.trial_id)]
+    waiting = not_ended(run.uri, remaining)
     probes = {trial.trial_id for group in _probe_groups(run, waiting) for trial in group}
     sources = as_stored_now(run.plan.activations, run.manifest, store)
     kept = worth_their_frozen_work(run, waiting, probes, sources, budget)
@@ -104,7 +105,7 @@ def _tune(
 ) -> None:
     """Ray Tune over what has not ended and fits the budget; again while that leaves time, or where it breaks down."""
     failures = 0
-    while open_trials := [trial for trial in remaining if not has_ended(run.uri, trial.trial_id)]:
+    while open_trials := not_ended(run.uri, remaining):
         chosen = within_budget(run, open_trials, budget)
         if not chosen:
             return
@@ -129,7 +130,7 @@ def _tune(
 
 def _leave_out(run: Run, budget: Budget, watch: Watcher) -> None:
     """Note and say what the budget had no room for."""
-    left_out = [trial.trial_id for trial in run.trials if not has_ended(run.uri, trial.trial_id)]
+    left_out = [trial.trial_id for trial in not_ended(run.uri, run.trials)]
     if left_out or budget.dropped:
         budget.leave_out(left_out)
     for trial_id in left_out:
@@ -137,7 +138,8 @@ def _leave_out(run: Run, budget: Budget, watch: Watcher) -> None:
 
 
 def _epochs_done(run: Run) -> int:
-    return sum(load_progress(trial_uri(run.uri, trial.trial_id)).epoch for trial in run.trials)
+    ids = [trial.trial_id for trial in run.trials]
+    return sum(for_each(ids, lambda trial_id: load_progress(trial_uri(run.uri, trial_id)).epoch).values())
 
 
 def _conclude(run: Run, trials: Sequence[TrialConfig], resources: TrialResources, watch: Watcher) -> None:

@@ -24,8 +24,9 @@ from tlray.distributed.resources import DRIVER_MEMORY_BYTES, TrialResources
 from tlray.distributed.scheduler import make_scheduler, our_trial_id
 from tlray.distributed.watch import Watcher
 from tlray.prepare import Run
-from tlray.results import append_result, read_trial_result, stopped_marker, write_trial_result
-from tlray.training.record import failed_result, load_progress, trial_uri
+from tlray.runs.board import append_result
+from tlray.runs.trials import for_each, mark_stopped, read_states, read_trial_result, trial_uri, write_trial_result
+from tlray.training.record import failed_result, load_progress
 
 
 def tune_trials(
@@ -49,7 +50,8 @@ def tune_trials(
     else:
         trainable = tune.with_resources(in_process_trial, functools.partial(_reserved, resources=resources))
     settings = [{"run_uri": run.uri, "trial_id": trial.trial_id, "threads": resources.threads} for trial in open_trials]
-    history = {trial.trial_id: load_progress(trial_uri(run.uri, trial.trial_id)).history for trial in run.trials}
+    ids = [trial.trial_id for trial in run.trials]
+    history = for_each(ids, lambda trial_id: load_progress(trial_uri(run.uri, trial_id)).history)
     rows = _Rows({trial.trial_id: trial for trial in open_trials}, run.uri, watch)
     with tempfile.TemporaryDirectory(prefix="tlray-tune-") as scratch:
         tune.Tuner(
@@ -80,9 +82,9 @@ def _reserved(config: dict[str, Any], *, resources: TrialResources) -> tune.Plac
 
 def _end_of_budget(run_uri: str, trial_ids: Sequence[str], watch: Watcher) -> None:
     """What had an epoch is scored as it stands."""
+    states = read_states(run_uri, trial_ids)
     for trial_id in trial_ids:
-        ended = read_trial_result(run_uri, trial_id) is not None or storage.exists(stopped_marker(run_uri, trial_id))
-        if not ended and load_progress(trial_uri(run_uri, trial_id)).epoch > 0:
+        if not states[trial_id].has_ended and load_progress(trial_uri(run_uri, trial_id)).epoch > 0:
             _stop(run_uri, trial_id, watch)
 
 
@@ -93,7 +95,7 @@ def _how_far(run_uri: str, trial_id: str) -> tuple[int, int]:
 
 
 def _stop(run_uri: str, trial_id: str, watch: Watcher) -> None:
-    storage.write_text(stopped_marker(run_uri, trial_id), "")
+    mark_stopped(run_uri, trial_id)
     watch.trial_stopped(trial_id)
 
 

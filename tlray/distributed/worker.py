@@ -12,7 +12,7 @@ from torch import nn
 from tlray.distributed.images import worker_images
 from tlray.distributed.tasks import check_gpu, load_trial
 from tlray.errors import TlrayError
-from tlray.results import write_trial_result
+from tlray.runs.trials import write_trial_result
 from tlray.training.epoch import Report
 from tlray.training.record import failed_result
 from tlray.training.trial import release_memory, run_trial

@@ -1,19 +1,22 @@
 """What a run folder holds, read for the report: also of a run that is unfinished or has failed trials."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from tlray import parquet, storage
+from tlray import storage
 from tlray.budget.clock import Spent, read_spent
 from tlray.config import RunConfig
 from tlray.config.file import parse_config
 from tlray.data.manifest import Manifest, Split, load_manifest
 from tlray.report.ranking import Found, read_found
-from tlray.results import Leaderboard, make_leaderboard
+from tlray.results import Leaderboard
+from tlray.runs.board import make_leaderboard
+from tlray.runs.trials import for_each, read_predictions, read_recorded, trial_uri
+from tlray.training.record import load_history
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -60,7 +63,7 @@ class RunContent:
     planned: tuple[str, ...]  # trial ids
     manifest: Manifest
     leaderboard: Leaderboard
-    histories: dict[str, list[dict[str, Any]]]  # trial id -> rows of history.jsonl, of every trial that has begun
+    histories: dict[str, list[dict[str, Any]]]  # trial id -> its epochs, of every trial that has begun
     confusion: Confusion | None  # None while there is no champion
     found: Found | None = None  # what became of the ranking, where there was one
     spent: Spent | None = None  # where there was a budget
@@ -104,23 +107,22 @@ def read_run(run_uri: str) -> RunContent:
         planned=planned,
         manifest=manifest,
         leaderboard=leaderboard,
-        histories={trial_id: rows for trial_id in planned if (rows := _read_history(run_uri, trial_id))},
+        histories=_read_histories(run_uri, planned),
         found=read_found(run_uri, leaderboard),
         spent=read_spent(run_uri),
         confusion=_read_confusion(run_uri, champion.trial_id, manifest.classes) if champion is not None else None,
     )
 
 
-def _read_history(run_uri: str, trial_id: str) -> list[dict[str, Any]]:
-    uri = storage.join(run_uri, "trials", trial_id, "history.jsonl")
-    if not storage.exists(uri):
-        return []
-    return [json.loads(line) for line in storage.read_text(uri).splitlines()]
+def _read_histories(run_uri: str, trial_ids: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
+    histories = for_each(trial_ids, lambda trial_id: load_history(trial_uri(run_uri, trial_id)))
+    return {trial_id: [asdict(metrics) for metrics in history] for trial_id, history in histories.items() if history}
 
 
 def _read_confusion(run_uri: str, trial_id: str, classes: tuple[str, ...]) -> Confusion:
-    data = storage.read_bytes(storage.join(run_uri, "trials", trial_id, "test_predictions.parquet"))
-    table = parquet.read_table(data, ["label", "predicted"])
+    recorded = read_recorded(run_uri, trial_id)
+    assert recorded is not None, "the champion has a row"
+    table = read_predictions(run_uri, recorded, ["label", "predicted"])
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
     np.add.at(counts, (table["label"].to_numpy(), table["predicted"].to_numpy()), 1)
     return Confusion(classes, counts)

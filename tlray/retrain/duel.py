@@ -9,12 +9,13 @@ from tlray.config import RunConfig
 from tlray.data.manifest import Manifest, load_manifest
 from tlray.errors import StorageError, TrialError
 from tlray.prepare import Run
-from tlray.results import load_leaderboard, load_results
 from tlray.retrain.candidate import read_candidate
 from tlray.retrain.features import drift_of
 from tlray.retrain.images import compare, judged_images, names_of
 from tlray.retrain.record import Record
 from tlray.retrain.verdict import judge
+from tlray.runs.board import load_leaderboard
+from tlray.runs.trials import load_results
 
 
 def make_record(config: RunConfig, run: Run, champion: Champion | None, cause: str, seconds: float) -> Record:

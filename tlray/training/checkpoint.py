@@ -2,15 +2,17 @@
 
     trials/<trial_id>/epoch-0003.safetensors   what training has changed, and the optimizer's state
                       history.jsonl            one row an epoch
-                      progress.json            written last; names the last and the best checkpoint
+                      progress.json            written last; names checkpoints with their sha256: the last, the one
+                                               before it, and the best
 
-A checkpoint is one object, so it is there whole or not at all; progress.json is replaced only after it. Frozen
-tensors are not stored: their hash is, and a resumed trial whose frozen weights hash differently refuses to go on.
+A checkpoint is one object, so it is there whole or not at all; progress.json is replaced only after it. One that is
+damaged later is known by its checksum, and the trial goes on from the one before. Frozen tensors are not stored: their
+hash is, and a resumed trial whose frozen weights hash differently refuses to go on.
 """
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import replace
 
 import torch
 from safetensors.torch import load as load_safetensors
@@ -18,8 +20,11 @@ from safetensors.torch import save as save_safetensors
 from torch import nn
 
 from tlray import storage
-from tlray.errors import TrialError
-from tlray.training.record import Progress, load_progress
+from tlray.errors import DamagedError, TrialError
+from tlray.runs.notes import leave_note
+from tlray.runs.sealed import is_whole, read_checked, write_checked
+from tlray.runs.trials import TRAIN_AGAIN
+from tlray.training.record import PROGRESS, Progress, load_progress, save_history, save_progress
 
 MODEL, OPTIMIZER = "model/", "optimizer/"
 
@@ -31,52 +36,98 @@ class TrialFolder:
         self.uri = uri
 
     def checkpoint_uri(self, epoch: int) -> str:
-        return storage.join(self.uri, f"epoch-{epoch:04d}.safetensors")
+        return storage.join(self.uri, checkpoint_name(epoch))
 
     def load_progress(self) -> Progress:
         """The recorded progress, or a fresh one where the trial has not finished an epoch yet."""
         return load_progress(self.uri)
 
-    def save(self, progress: Progress, tensors: dict[str, torch.Tensor], frozen_hash: str) -> Progress:
-        """Commit an epoch: its checkpoint, then the curve, then the progress; then drop what nothing names.
+    def save(self, progress: Progress, tensors: dict[str, torch.Tensor], frozen_hash: str) -> None:
+        """Commit an epoch: its checkpoint, then the curve, then the progress; then drop what nothing names."""
+        files = {checkpoint_name(progress.epoch): self._write(progress.epoch, tensors, frozen_hash)}
+        save_history(self.uri, progress)
+        self.commit(progress, files)
 
-        Returns the progress that this one replaces.
+    def save_best(self, progress: Progress, tensors: dict[str, torch.Tensor], frozen_hash: str) -> str:
+        """Commit a training that has ended, with the checkpoint of its best epoch alone -> the checkpoint's sha256."""
+        checksum = self._write(progress.best_epoch, tensors, frozen_hash)
+        save_history(self.uri, progress)
+        save_progress(self.uri, replace(progress, files={checkpoint_name(progress.best_epoch): checksum}, before=None))
+        return checksum
+
+    def commit(self, progress: Progress, files: dict[str, str]) -> None:
+        """Write the progress that goes on from `files`, sha256 by name; then delete what it and the one before it do
+        not need any more: the best epoch's checkpoint stays.
+
+        The one before is that of the last whole epoch, also for checkpoints inside an epoch.
         """
-        return self._commit(progress, progress.epoch, tensors, frozen_hash)
+        earlier = self.load_progress()
+        best = checkpoint_name(progress.best_epoch)
+        kept = {best: earlier.files[best]} if best in earlier.files else {}
+        epoch_before = earlier.before if earlier.step else earlier
+        before = replace(epoch_before, before=None) if epoch_before is not None and epoch_before.files else None
+        now = replace(progress, files={**kept, **files}, before=before)
+        save_progress(self.uri, now)
+        for name in _names(earlier) - _names(now):
+            storage.delete(storage.join(self.uri, name))
 
-    def save_best(self, progress: Progress, tensors: dict[str, torch.Tensor], frozen_hash: str) -> None:
-        """Commit a training that has ended, with the checkpoint of its best epoch alone."""
-        self._commit(progress, progress.best_epoch, tensors, frozen_hash)
+    def go_back(self) -> None:
+        """Make the progress one whose checkpoints are whole: the last, else the one before, else none at all.
 
-    def _commit(self, progress: Progress, epoch: int, tensors: dict[str, torch.Tensor], frozen_hash: str) -> Progress:
-        before = self.load_progress()
-        write_tensors(self.checkpoint_uri(epoch), tensors, frozen_hash, epoch=str(epoch))
-        self.save_history(progress)
-        self.save_progress(progress)
-        for old in {before.epoch, before.best_epoch} - {0, epoch, progress.best_epoch}:
-            storage.delete(self.checkpoint_uri(old))
-        return before
+        Where it is not the last, a note of the run says so.
+        """
+        try:
+            last = self.load_progress()
+        except DamagedError:
+            self._begin_anew(f"{PROGRESS} is damaged")
+            return
+        damaged = self._damaged(last)
+        if not damaged:
+            return
+        reason = f"{', '.join(damaged)} is damaged or missing"
+        if last.before is None or self._damaged(last.before):
+            self._begin_anew(reason)
+            return
+        save_history(self.uri, last.before)
+        save_progress(self.uri, last.before)
+        place = f"epoch {last.before.epoch}" + (f", step {last.before.step}" if last.before.step else "")
+        self._note(f"{reason}; the trial goes on from {place}")
 
-    def save_progress(self, progress: Progress) -> None:
-        storage.write_text(storage.join(self.uri, "progress.json"), json.dumps(asdict(progress), indent=1))
-
-    def save_history(self, progress: Progress) -> None:
-        rows = "".join(json.dumps(asdict(row)) + "\n" for row in progress.history)
-        storage.write_text(storage.join(self.uri, "history.jsonl"), rows)
-
-    def load_tensors(self, epoch: int, frozen_hash: str) -> dict[str, torch.Tensor]:
+    def load_tensors(self, progress: Progress, epoch: int, frozen_hash: str) -> dict[str, torch.Tensor]:
         """The tensors of one epoch's checkpoint; TrialError when it was made over other frozen weights."""
-        return read_tensors(self.checkpoint_uri(epoch), frozen_hash)
+        name = checkpoint_name(epoch)
+        return read_tensors(storage.join(self.uri, name), progress.files.get(name, ""), frozen_hash)
+
+    def _write(self, epoch: int, tensors: dict[str, torch.Tensor], frozen_hash: str) -> str:
+        return write_tensors(self.checkpoint_uri(epoch), tensors, frozen_hash, epoch=str(epoch))
+
+    def _damaged(self, progress: Progress) -> list[str]:
+        return [name for name, sha in progress.files.items() if not is_whole(storage.join(self.uri, name), sha)]
+
+    def _begin_anew(self, reason: str) -> None:
+        storage.delete(storage.join(self.uri, PROGRESS))
+        self._note(f"{reason}; the trial starts again")
+
+    def _note(self, text: str) -> None:
+        run_uri, trials, trial_id = self.uri.rsplit("/", 2)
+        leave_note(run_uri, f"{trials}/{trial_id}: {text}")
 
 
-def write_tensors(uri: str, tensors: dict[str, torch.Tensor], frozen_hash: str, **about: str) -> None:
-    """One checkpoint as one object; `frozen_hash` is of the weights that it was trained over."""
-    storage.write_bytes(uri, save_safetensors(tensors, metadata={"frozen_hash": frozen_hash, **about}))
+def checkpoint_name(epoch: int) -> str:
+    return f"epoch-{epoch:04d}.safetensors"
 
 
-def read_tensors(uri: str, frozen_hash: str) -> dict[str, torch.Tensor]:
-    """What `write_tensors` wrote; TrialError when it was trained over other frozen weights."""
-    data = storage.read_bytes(uri)
+def write_tensors(uri: str, tensors: dict[str, torch.Tensor], frozen_hash: str, **about: str) -> str:
+    """One checkpoint as one object -> its sha256; `frozen_hash` is of the weights that it was trained over."""
+    return write_checked(uri, save_safetensors(tensors, metadata={"frozen_hash": frozen_hash, **about}))
+
+
+def read_tensors(uri: str, checksum: str, frozen_hash: str) -> dict[str, torch.Tensor]:
+    """What `write_tensors` wrote; DamagedError when it is not, TrialError when it is of other frozen weights."""
+    try:
+        data = read_checked(uri, checksum, TRAIN_AGAIN)
+    except storage.NotFoundError:
+        raise DamagedError(f"{uri} is missing: {TRAIN_AGAIN}") from None
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     if header["__metadata__"]["frozen_hash"] != frozen_hash:
         raise TrialError(
@@ -84,6 +135,11 @@ def read_tensors(uri: str, frozen_hash: str) -> dict[str, torch.Tensor]:
             "restore the weights that the run started with, or start a new run"
         )
     return load_safetensors(data)
+
+
+def _names(progress: Progress) -> set[str]:
+    """The files that a progress and the one before it go on from."""
+    return {*progress.files, *(progress.before.files if progress.before is not None else ())}
 
 
 def pack(model: nn.Module, optimizer: torch.optim.Optimizer, keys: Iterable[str]) -> dict[str, torch.Tensor]:

@@ -65,11 +65,14 @@ def fit(
     scaler = torch.amp.GradScaler(worker.device.type) if recipe.precision == "float16" else None
     frozen_hash = hash_tensors(backbone.model, thaw.frozen_keys)
     midway = MidwayFolder(folder, worker, frozen_hash)
+    if worker.leads:
+        folder.go_back()
+    worker.sum_across(torch.zeros(()))  # all workers go on from the same place
     progress = folder.load_progress()
     if progress.step > 0:
         midway.load(progress, backbone.model, optimizer)
     elif progress.epoch > 0:
-        tensors = folder.load_tensors(progress.epoch, frozen_hash)
+        tensors = folder.load_tensors(progress, progress.epoch, frozen_hash)
         unpack_model(backbone.model, tensors)
         unpack_optimizer(optimizer, tensors)
     if scaler is not None and progress.scaler:
@@ -123,8 +126,7 @@ def fit(
             scaler=scaler.state_dict() if scaler is not None else {},
         )
         if worker.leads:
-            before = folder.save(progress, pack(backbone.model, optimizer, thaw.changing_keys), frozen_hash)
-            midway.clear(before)
+            folder.save(progress, pack(backbone.model, optimizer, thaw.changing_keys), frozen_hash)
         report(metrics)
     return progress
 

@@ -51,22 +51,23 @@ class MidwayFolder:
         tensors |= {LOSS: loss_sum.detach().cpu().clone(), RANDOM: torch.get_rng_state()}
         if self.worker.device.type == "cuda":
             tensors[RANDOM_GPU] = torch.cuda.get_rng_state(self.worker.device)
-        before = self.folder.load_progress() if self.worker.leads else None
-        write_tensors(self._uri(progress, self.worker.rank), tensors, self.frozen_hash)
-        self.worker.sum_across(torch.zeros(()))  # all have written
-        if before is not None:
-            self.folder.save_progress(progress)
-            self.clear(before)
+        checksum = write_tensors(self._uri(progress, self.worker.rank), tensors, self.frozen_hash)
+        checksums = torch.zeros(self.worker.world_size, len(checksum) // 2, dtype=torch.int64)
+        checksums[self.worker.rank] = torch.tensor(list(bytes.fromhex(checksum)))
+        checksums = self.worker.sum_across(checksums)  # all have written
+        if self.worker.leads:
+            rows = enumerate(checksums.tolist())
+            self.folder.commit(progress, {_name(progress, rank): bytes(row).hex() for rank, row in rows})
 
     def load(self, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """The model and the optimizer as they were; before the model is wrapped for several workers."""
-        tensors = read_tensors(self._uri(progress, 0), self.frozen_hash)
+        tensors = self._read(progress, 0)
         unpack_model(model, tensors)
         unpack_optimizer(optimizer, tensors)
 
     def restore_worker(self, progress: Progress, model: nn.Module) -> torch.Tensor:
         """This worker's BatchNorm statistics and random numbers -> its sum of losses so far."""
-        tensors = read_tensors(self._uri(progress, self.worker.rank), self.frozen_hash)
+        tensors = self._read(progress, self.worker.rank)
         buffers = dict(model.named_buffers())
         for name, tensor in tensors.items():
             if name.startswith(BUFFER):
@@ -76,15 +77,16 @@ class MidwayFolder:
             torch.cuda.set_rng_state(tensors[RANDOM_GPU], self.worker.device)
         return tensors[LOSS].to(self.worker.device)
 
-    def clear(self, progress: Progress) -> None:
-        """Remove all workers' files of a step that no progress names any more."""
-        if progress.step:
-            for rank in range(self.worker.world_size):
-                storage.delete(self._uri(progress, rank))
+    def _read(self, progress: Progress, rank: int) -> dict[str, torch.Tensor]:
+        checksum = progress.files.get(_name(progress, rank), "")
+        return read_tensors(self._uri(progress, rank), checksum, self.frozen_hash)
 
     def _uri(self, progress: Progress, rank: int) -> str:
-        name = f"epoch-{progress.epoch + 1:04d}-step-{progress.step:06d}-worker-{rank}.safetensors"
-        return storage.join(self.folder.uri, name)
+        return storage.join(self.folder.uri, _name(progress, rank))
+
+
+def _name(progress: Progress, rank: int) -> str:
+    return f"epoch-{progress.epoch + 1:04d}-step-{progress.step:06d}-worker-{rank}.safetensors"
 
 
 def at_step(progress: Progress, step: int, seconds: float, scaler: torch.amp.GradScaler | None) -> Progress:

@@ -1,12 +1,12 @@
 """The folder of a group of linear probes while it trains, so that a killed group goes on from its last commit.
 
     groups/<first trial id>/state-<token>.safetensors   parameters and moments of rows that train, best ones of all
-                            progress.json               written last; names the state, tells how far every row is
+                            progress.json               written last; tells how far every row is, names the state and
+                                                        the one before it, which is gone back to where it is damaged
 
 It is deleted when every row stands in its own trial's folder.
 """
 
-import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,9 +16,13 @@ import torch
 
 from tlray import storage
 from tlray.config import TrialConfig
+from tlray.errors import DamagedError
+from tlray.runs.notes import leave_note
+from tlray.runs.sealed import is_whole, read_document, write_document
+from tlray.runs.trials import TRAIN_AGAIN
 from tlray.training.checkpoint import read_tensors, write_tensors
 from tlray.training.loop import is_done
-from tlray.training.record import Progress, parse_progress
+from tlray.training.record import PROGRESS, Progress, parse_progress
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class GroupFolder:
 
     def __init__(self, run_uri: str, first_trial_id: str) -> None:
         self.uri = storage.join(run_uri, "groups", first_trial_id)
-        self._progress_uri = storage.join(self.uri, "progress.json")
+        self._run_uri = run_uri
+        self._progress_uri = storage.join(self.uri, PROGRESS)
 
     def load_rows(self) -> dict[str, SavedRow]:
         """What was committed last, by trial id; empty where nothing was."""
@@ -63,14 +68,15 @@ class GroupFolder:
 
     def load_tensors(self, frozen_hash: str) -> dict[str, torch.Tensor]:
         """The state that belongs to `load_rows`; TrialError when it was made over other frozen weights."""
-        return read_tensors(storage.join(self.uri, self._load()["state"]), frozen_hash)
+        committed = self._load()
+        return read_tensors(storage.join(self.uri, committed["state"]), committed["checksum"], frozen_hash)
 
     def save(self, rows: Sequence[Row], tensors: Mapping[str, torch.Tensor], frozen_hash: str) -> None:
-        """Commit: the state under a name of its own, then the progress, then drop the state before."""
-        before = self._load()["state"]
+        """Commit: the state under a name of its own, then the progress, then drop the state before the one before."""
+        earlier = self._load()
         name = f"state-{secrets.token_hex(6)}.safetensors"
         on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        write_tensors(storage.join(self.uri, name), on_cpu, frozen_hash)
+        checksum = write_tensors(storage.join(self.uri, name), on_cpu, frozen_hash)
         entries = [
             {
                 "trial_id": row.trial.trial_id,
@@ -80,9 +86,26 @@ class GroupFolder:
             }
             for row in rows
         ]
-        storage.write_text(self._progress_uri, json.dumps({"state": name, "rows": entries}))
-        if before is not None:
-            storage.delete(storage.join(self.uri, before))
+        before = {**earlier, "before": None} if earlier["state"] is not None else None
+        write_document(self._progress_uri, {"state": name, "checksum": checksum, "rows": entries, "before": before})
+        if earlier["before"] is not None:
+            storage.delete(storage.join(self.uri, earlier["before"]["state"]))
+
+    def go_back(self) -> None:
+        """Make the progress one whose state is whole: the last, else the one before, else none; a note says so."""
+        try:
+            last = self._load()
+        except DamagedError:
+            self._begin_anew(f"{PROGRESS} is damaged")
+            return
+        if last["state"] is None or self._has_state(last):
+            return
+        reason = f"{last['state']} is damaged or missing"
+        if last["before"] is None or not self._has_state(last["before"]):
+            self._begin_anew(reason)
+            return
+        write_document(self._progress_uri, last["before"])
+        self._note(f"{reason}; the group goes on from its commit before")
 
     def delete(self) -> None:
         """Remove the group's files; the progress first, so that it never names a state that is gone."""
@@ -90,7 +113,18 @@ class GroupFolder:
         for info in list(storage.list_files(self.uri)):
             storage.delete(info.uri)
 
+    def _has_state(self, committed: dict[str, Any]) -> bool:
+        return is_whole(storage.join(self.uri, committed["state"]), committed["checksum"])
+
+    def _begin_anew(self, reason: str) -> None:
+        storage.delete(self._progress_uri)
+        self._note(f"{reason}; the trials that were trained together start again")
+
+    def _note(self, text: str) -> None:
+        leave_note(self._run_uri, f"groups/{self.uri.rpartition('/')[2]}: {text}")
+
     def _load(self) -> dict[str, Any]:
-        if not storage.exists(self._progress_uri):
-            return {"state": None, "rows": []}
-        return json.loads(storage.read_text(self._progress_uri))
+        try:
+            return read_document(self._progress_uri, TRAIN_AGAIN)
+        except storage.NotFoundError:
+            return {"state": None, "rows": [], "before": None}

@@ -19,17 +19,19 @@ from tlray.config import TrialConfig
 from tlray.data.batch import Streams
 from tlray.errors import TlrayError
 from tlray.freeze import freeze, hash_tensors
-from tlray.results import TrialResult, read_trial_result, write_trial_result
+from tlray.results import TrialResult
+from tlray.runs.trials import PREDICTIONS, for_each, read_states, write_trial_result
 from tlray.split import trainable_suffix
-from tlray.training.checkpoint import MODEL
+from tlray.training.checkpoint import MODEL, checkpoint_name
 from tlray.training.fusion import can_fuse, fusion_key
-from tlray.training.loop import model_inputs, place, thaw_plan
+from tlray.training.loop import is_done, model_inputs, place, thaw_plan
 from tlray.training.probe_checkpoint import GroupFolder, Row
 from tlray.training.probe_loop import GroupReport, fit_group
 from tlray.training.probes import StackedHeads, fusable_suffix
-from tlray.training.record import Progress, failed_result
+from tlray.training.record import Progress, failed_result, save_history
 from tlray.training.trial import (
     TrialImages,
+    conclude_stopped_trial,
     described,
     run_trial,
     scored_result,
@@ -55,14 +57,19 @@ def run_probe_group(
     assert len({fusion_key(trial) for trial in trials}) == 1, "only trials with equal fusion keys train as one"
     assert all(can_fuse(trial) for trial in trials), "only linear probes in float32 train as one"
     assert worker.world_size == 1, "a group trains in one process"
-    rows = {trial.trial_id: read_trial_result(run_uri, trial.trial_id) for trial in trials}
-    finished = {trial_id: row for trial_id, row in rows.items() if row is not None and row.status != "failed"}
+    states = read_states(run_uri, [trial.trial_id for trial in trials])
+    finished = {
+        trial_id: state.result for trial_id, state in states.items() if state.result is not None and state.is_finished
+    }
     remaining = [trial for trial in trials if trial.trial_id not in finished]
     if remaining:
         group = _open(remaining[0], run_uri, worker, images)
         if fusable_suffix(group.backbone) is not None:
             finished |= {trial.trial_id: _alone(trial, run_uri, worker, images, report) for trial in remaining}
             remaining = []
+        elif not _begun(run_uri, remaining):
+            finished |= _score_trained(remaining, run_uri, worker, images)
+            remaining = [trial for trial in remaining if trial.trial_id not in finished]
         while remaining:
             part = _next_part(group, remaining)
             finished |= _run_part(group, part, report)
@@ -111,9 +118,35 @@ def _open(trial: TrialConfig, run_uri: str, worker: Worker, images: TrialImages)
     )
 
 
+def _begun(run_uri: str, remaining: Sequence[TrialConfig]) -> set[str]:
+    """Ids of the trials that a killed group has begun to train."""
+    folder = GroupFolder(run_uri, remaining[0].trial_id)
+    folder.go_back()
+    return set(folder.load_rows())
+
+
+def _score_trained(
+    trials: Sequence[TrialConfig], run_uri: str, worker: Worker, images: TrialImages
+) -> dict[str, TrialResult]:
+    """Rows of those trials whose own folders hold their whole training: only their rows were damaged."""
+
+    def is_trained(trial_id: str) -> bool:
+        folder = trial_folder(run_uri, trial_id)
+        folder.go_back()
+        return is_done(folder.load_progress(), recipes[trial_id])
+
+    recipes = {trial.trial_id: trial.recipe for trial in trials}
+    trained = for_each(list(recipes), is_trained)
+    return {
+        trial.trial_id: conclude_stopped_trial(trial, run_uri, worker, images)
+        for trial in trials
+        if trained[trial.trial_id]
+    }
+
+
 def _next_part(group: _Opened, remaining: Sequence[TrialConfig]) -> list[TrialConfig]:
     """The trials to train next: those that a killed group has begun, else as many as memory should hold."""
-    begun = GroupFolder(group.run_uri, remaining[0].trial_id).load_rows()
+    begun = _begun(group.run_uri, remaining)
     if begun:
         return [trial for trial in remaining if trial.trial_id in begun]
     bytes_per_row = COPIES * 4 * group.sizes["num_trainable_params"]
@@ -186,15 +219,18 @@ def _write_row(
     charged = group.images.charged_images.get(trial.trial_id, 0)
     fields = described(trial, progress, charged if error is None else 0)
     if error is not None:
-        folder.save_history(progress)
-        result = TrialResult(**fields, status="failed", error=error)
+        save_history(folder.uri, progress)
+        result, files = TrialResult(**fields, status="failed", error=error), {}
     else:
-        folder.save_best(progress, _checkpoint(group, best, index), group.frozen_hash)
+        checksum = folder.save_best(progress, _checkpoint(group, best, index), group.frozen_hash)
         test = tests[index]
-        scores = write_predictions(folder.uri, test.rows, test.labels, test.logits, group.images.test_content_ids)
+        scores, predictions = write_predictions(
+            folder.uri, test.rows, test.labels, test.logits, group.images.test_content_ids
+        )
         uri = folder.checkpoint_uri(progress.best_epoch)
         result = scored_result(fields | group.sizes, trial, progress, scores, uri)
-    write_trial_result(group.run_uri, result)
+        files = {checkpoint_name(progress.best_epoch): checksum, PREDICTIONS: predictions}
+    write_trial_result(group.run_uri, result, files)
     return result
 
 

@@ -1,13 +1,17 @@
 """How far a trial is, as its folder records it, and the row of one that failed. No torch: a driver reads it too."""
 
-import json
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tlray import storage
 from tlray.config import TrialConfig
+from tlray.errors import DamagedError
 from tlray.results import TrialResult
+from tlray.runs.sealed import read_document, sealed, unsealed, write_document
+from tlray.runs.trials import TRAIN_AGAIN, trial_uri
 from tlray.training.epoch import EpochMetrics
+
+PROGRESS, HISTORY = "progress.json", "history.jsonl"
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class Progress:
     seconds: float = 0.0
     peak_memory_bytes: int = 0
     scaler: dict[str, float] = field(default_factory=dict)  # float16's loss scale
+    files: dict[str, str] = field(default_factory=dict)  # sha256, by name, of the checkpoints that it goes on from
+    before: "Progress | None" = None  # where to go on from when one of them is damaged; its own `before` is None
 
     @property
     def best(self) -> EpochMetrics:
@@ -42,17 +48,55 @@ class Progress:
 
 def parse_progress(fields: dict[str, Any]) -> Progress:
     """What `asdict` made of a Progress, back from JSON."""
-    return Progress(**{**fields, "history": tuple(EpochMetrics(**row) for row in fields["history"])})
+    before = parse_progress(fields["before"]) if fields["before"] is not None else None
+    return Progress(**{**fields, "history": tuple(EpochMetrics(**row) for row in fields["history"]), "before": before})
 
 
 def load_progress(trial_uri: str) -> Progress:
-    """The recorded progress, or a fresh one where the trial has not finished an epoch yet."""
-    uri = storage.join(trial_uri, "progress.json")
-    return parse_progress(json.loads(storage.read_text(uri))) if storage.exists(uri) else Progress()
+    """The recorded progress, or a fresh one where the trial has not finished an epoch yet; DamagedError."""
+    try:
+        return parse_progress(read_document(storage.join(trial_uri, PROGRESS), TRAIN_AGAIN))
+    except storage.NotFoundError:
+        return Progress()
 
 
-def trial_uri(run_uri: str, trial_id: str) -> str:
-    return storage.join(run_uri, "trials", trial_id)
+def save_progress(trial_uri: str, progress: Progress) -> None:
+    write_document(storage.join(trial_uri, PROGRESS), asdict(progress))
+
+
+def save_history(trial_uri: str, progress: Progress) -> None:
+    """A line for each epoch, for people and other programs; and for the curve of a trial that has failed."""
+    rows = "".join(sealed(asdict(row)) + "\n" for row in progress.history)
+    storage.write_text(storage.join(trial_uri, HISTORY), rows)
+
+
+def load_history(trial_uri: str) -> tuple[EpochMetrics, ...]:
+    """Every epoch of a trial, also of one that has failed; empty before the first.
+
+    Either of the two files that hold it is enough. DamagedError where one is damaged and the other is not there.
+    """
+    try:
+        progress = load_progress(trial_uri)
+        return progress.history or history_lines(trial_uri)
+    except DamagedError as error:
+        history = history_lines(trial_uri)
+        if not history:
+            raise error from None
+        return history
+
+
+def history_lines(trial_uri: str) -> tuple[EpochMetrics, ...]:
+    """What history.jsonl holds; DamagedError."""
+    uri = storage.join(trial_uri, HISTORY)
+    try:
+        *lines, torn = storage.read_bytes(uri).decode().split("\n")
+        if torn:
+            raise ValueError("the last line has no end")
+        return tuple(EpochMetrics(**unsealed(line)) for line in lines)
+    except storage.NotFoundError:
+        return ()
+    except ValueError:
+        raise DamagedError.of(uri, "remove it, and the trial has no curve; the next resume trains it again") from None
 
 
 def recorded_fields(trial: TrialConfig, progress: Progress, charged_images: int) -> dict[str, Any]:

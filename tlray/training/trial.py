@@ -25,14 +25,24 @@ from tlray.data.loader import GB, make_streams
 from tlray.data.manifest import Manifest
 from tlray.data.read import image_reader
 from tlray.data.windows import windows_of
+from tlray.errors import DamagedError, TrialError
 from tlray.freeze import freeze, hash_tensors
-from tlray.results import TrialResult, read_trial_result, write_trial_result
+from tlray.results import TrialResult
+from tlray.runs.sealed import write_checked
+from tlray.runs.trials import (
+    PREDICTIONS,
+    checkpoint_of,
+    read_trial_result,
+    trial_uri,
+    unmark_stopped,
+    write_trial_result,
+)
 from tlray.split import trainable_suffix
-from tlray.training.checkpoint import TrialFolder, unpack_model
-from tlray.training.epoch import Report
+from tlray.training.checkpoint import TrialFolder, checkpoint_name, read_tensors, unpack_model
+from tlray.training.epoch import EpochMetrics, Report
 from tlray.training.loop import Feed, fit, is_done, model_inputs, place, thaw_plan
 from tlray.training.metrics import ClassificationSums, Scores
-from tlray.training.record import Progress, recorded_fields, trial_uri
+from tlray.training.record import Progress, recorded_fields
 from tlray.training.step import eval_step
 from tlray.training.worker import Worker
 
@@ -97,9 +107,14 @@ def run_trial(
     """
     folder = trial_folder(run_uri, trial.trial_id)
     backbone = build_backbone(trial.backbone, images.num_classes, seed=trial.seed)
-    already = folder.load_progress().epoch
-    progress = fit(backbone, partial(_feed, backbone, trial, worker, images), trial, worker, folder, report)
-    if progress.epoch == already:
+    told: list[EpochMetrics] = []
+
+    def tell(metrics: EpochMetrics) -> None:
+        told.append(metrics)
+        report(metrics)
+
+    progress = fit(backbone, partial(_feed, backbone, trial, worker, images), trial, worker, folder, tell)
+    if not told:
         report(progress.history[-1])
     if not worker.leads:
         return None
@@ -107,10 +122,18 @@ def run_trial(
 
 
 def conclude_stopped_trial(trial: TrialConfig, run_uri: str, worker: Worker, images: TrialImages) -> TrialResult:
-    """Score the best epoch of a trial that the scheduler stopped, and write its final row."""
+    """Score the best epoch of a trial that the scheduler stopped, and write its final row.
+
+    TrialError where its checkpoint is damaged: the trial is then one that a resume trains again.
+    """
     backbone = build_backbone(trial.backbone, images.num_classes, seed=trial.seed)
     place(backbone, worker)
-    return _conclude(trial, run_uri, backbone, worker, images)
+    try:
+        return _conclude(trial, run_uri, backbone, worker, images)
+    except DamagedError as error:
+        trial_folder(run_uri, trial.trial_id).go_back()
+        unmark_stopped(run_uri, trial.trial_id)
+        raise TrialError(str(error)) from None
 
 
 def release_memory() -> None:
@@ -127,8 +150,8 @@ def release_memory() -> None:
 def load_trained(trial: TrialConfig, run_uri: str, num_classes: int) -> Backbone:
     """The trial's model with the weights of its best epoch, on the CPU in evaluation mode."""
     backbone = build_backbone(trial.backbone, num_classes, seed=trial.seed)
-    folder = trial_folder(run_uri, trial.trial_id)
-    _load_best(backbone, trial, folder, folder.load_progress())
+    uri, checksum = checkpoint_of(run_uri, trial.trial_id)
+    _load(backbone, trial, uri, checksum)
     backbone.model.eval()
     return backbone
 
@@ -150,14 +173,15 @@ def _conclude(trial: TrialConfig, run_uri: str, backbone: Backbone, worker: Work
         return existing
     folder = trial_folder(run_uri, trial.trial_id)
     progress = folder.load_progress()
-    _load_best(backbone, trial, folder, progress)
+    best = checkpoint_name(progress.best_epoch)
+    _load(backbone, trial, folder.checkpoint_uri(progress.best_epoch), progress.files.get(best, ""))
     alone = Worker(device=worker.device)
     feed = _feed(backbone, trial, alone, images, thaw_plan(backbone, trial).most)
     rows, labels, logits = _test_logits(backbone, feed, trial, alone)
-    scores = write_predictions(folder.uri, rows, labels, logits, images.test_content_ids)
+    scores, predictions = write_predictions(folder.uri, rows, labels, logits, images.test_content_ids)
     fields = described(trial, progress, images.charged_images.get(trial.trial_id, 0), backbone)
     result = scored_result(fields, trial, progress, scores, folder.checkpoint_uri(progress.best_epoch))
-    write_trial_result(run_uri, result)
+    write_trial_result(run_uri, result, {best: progress.files[best], PREDICTIONS: predictions})
     return result
 
 
@@ -194,10 +218,10 @@ def described(
     return fields
 
 
-def _load_best(backbone: Backbone, trial: TrialConfig, folder: TrialFolder, progress: Progress) -> None:
+def _load(backbone: Backbone, trial: TrialConfig, checkpoint: str, checksum: str) -> None:
     frozen_hash = hash_tensors(backbone.model, thaw_plan(backbone, trial).frozen_keys)
     backbone.model.train()  # some timm models cache what they derive from their weights until this is called
-    unpack_model(backbone.model, folder.load_tensors(progress.best_epoch, frozen_hash))
+    unpack_model(backbone.model, read_tensors(checkpoint, checksum, frozen_hash))
 
 
 def _test_logits(
@@ -216,8 +240,8 @@ def _test_logits(
 
 def write_predictions(
     folder_uri: str, rows: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor, content_ids: Sequence[str]
-) -> Scores:
-    """Scores on the test split; writes every image's prediction, which the confidence intervals are made from.
+) -> tuple[Scores, str]:
+    """Scores on the test split, and the sha256 of the file with every image's prediction, for confidence intervals.
 
     rows (N,) index `content_ids`, labels (N,) int64, logits (N, C) float32.
     """
@@ -235,5 +259,4 @@ def write_predictions(
     )
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
-    storage.write_bytes(storage.join(folder_uri, "test_predictions.parquet"), sink.getvalue().to_pybytes())
-    return sums.result()
+    return sums.result(), write_checked(storage.join(folder_uri, PREDICTIONS), sink.getvalue().to_pybytes())

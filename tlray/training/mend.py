@@ -1,0 +1,124 @@
+"""What a resume looks at before it trains anything: damage that can be undone is undone, and a note says so. No torch.
+
+    mend(run_uri, trial_ids, top_k)
+
+A row that is not whole, or whose predictions are not, is removed: the trial is scored again. One whose checkpoint an
+export needs and that is not whole is removed too: the trial goes back to the checkpoint before. How far a trial with a
+row has come is known from its row and its curve. All else of a trial is looked at when it goes on.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+from tlray import storage
+from tlray.activations.charges import load_charges
+from tlray.errors import DamagedError
+from tlray.results import ranked
+from tlray.runs.board import write_results
+from tlray.runs.notes import leave_note
+from tlray.runs.sealed import is_whole
+from tlray.runs.trials import (
+    PREDICTIONS,
+    RESULT,
+    Recorded,
+    delete_trial_result,
+    for_each,
+    read_recorded,
+    trial_uri,
+    unmark_stopped,
+)
+from tlray.training.record import HISTORY, PROGRESS, Progress, history_lines, load_progress, save_progress
+
+
+def mend(run_uri: str, trial_ids: Sequence[str], top_k: int) -> None:
+    """`top_k`: of how many of the best trials beside the baseline the checkpoints are looked at."""
+    found = for_each(trial_ids, lambda trial_id: _whole_row(run_uri, trial_id))
+    for_each([trial_id for trial_id in trial_ids if found[trial_id] is None], partial(_say_if_lost, run_uri))
+    rows = {trial_id: recorded for trial_id, recorded in found.items() if recorded is not None}
+    results = ranked(recorded.result for recorded in rows.values())
+    best = [result.trial_id for result in results if not result.is_baseline][:top_k]
+
+    def is_mended(trial_id: str) -> bool:
+        recorded = rows[trial_id]
+        return (trial_id not in best or _has_checkpoint(run_uri, recorded)) and _has_progress(run_uri, recorded)
+
+    mended = for_each(list(rows), is_mended)
+    write_results(run_uri, {trial_id: row for trial_id, row in rows.items() if mended[trial_id]})
+
+
+def _whole_row(run_uri: str, trial_id: str) -> Recorded | None:
+    """The row of a trial that has ended and whose predictions are there."""
+    try:
+        recorded = read_recorded(run_uri, trial_id)
+    except DamagedError:
+        _open_again(run_uri, trial_id, f"{RESULT} is damaged; the trial is scored again")
+        return None
+    if recorded is None or PREDICTIONS not in recorded.files:  # a failed one has none
+        return recorded
+    if is_whole(trial_uri(run_uri, trial_id, PREDICTIONS), recorded.files[PREDICTIONS]):
+        return recorded
+    _open_again(run_uri, trial_id, f"{PREDICTIONS} is damaged or missing; the trial is scored again")
+    return None
+
+
+def _has_checkpoint(run_uri: str, recorded: Recorded) -> bool:
+    trial_id = recorded.result.trial_id
+    checkpoints = {name: sha for name, sha in recorded.files.items() if name != PREDICTIONS}
+    if all(is_whole(trial_uri(run_uri, trial_id, name), sha) for name, sha in checkpoints.items()):
+        return True
+    unmark_stopped(run_uri, trial_id)
+    _open_again(run_uri, trial_id, f"{', '.join(checkpoints)} is damaged or missing; the trial is trained again")
+    return False
+
+
+def _has_progress(run_uri: str, recorded: Recorded) -> bool:
+    """Whether it is known how far the trial has come, after it has been worked out where its file was damaged."""
+    result = recorded.result
+    uri = trial_uri(run_uri, result.trial_id)
+    if result.status == "failed" or not recorded.files:
+        return True
+    try:
+        if load_progress(uri).epoch > 0:
+            return True
+        history = history_lines(uri)
+    except DamagedError:
+        history = _history_if_whole(uri)
+    if len(history) != result.epochs:
+        storage.delete(storage.join(uri, PROGRESS))
+        unmark_stopped(run_uri, result.trial_id)
+        reason = f"{PROGRESS} and {HISTORY} are damaged or missing; the trial is trained again"
+        _open_again(run_uri, result.trial_id, reason)
+        return False
+    charged = load_charges(run_uri).get(result.trial_id, 0)
+    progress = Progress(
+        epoch=result.epochs,
+        best_epoch=result.best_epoch or 0,
+        history=history,
+        images_seen=result.images_seen,
+        prefix_images_computed=result.prefix_images_computed - charged,
+        seconds=result.seconds,
+        peak_memory_bytes=result.peak_memory_bytes,
+        files={name: sha for name, sha in recorded.files.items() if name != PREDICTIONS},
+    )
+    save_progress(uri, progress)
+    leave_note(run_uri, f"trials/{result.trial_id}: {PROGRESS} was damaged or missing, and is made again")
+    return True
+
+
+def _say_if_lost(run_uri: str, trial_id: str) -> None:
+    """A curve of two epochs without a progress: it was there, as it is written before the second epoch begins."""
+    uri = trial_uri(run_uri, trial_id)
+    if not storage.exists(storage.join(uri, PROGRESS)) and len(_history_if_whole(uri)) > 1:
+        leave_note(run_uri, f"trials/{trial_id}: {PROGRESS} is missing; the trial starts again")
+
+
+def _history_if_whole(uri: str) -> tuple:
+    try:
+        return history_lines(uri)
+    except DamagedError:
+        return ()
+
+
+def _open_again(run_uri: str, trial_id: str, reason: str) -> None:
+    delete_trial_result(run_uri, trial_id)
+    leave_note(run_uri, f"trials/{trial_id}: {reason}")

@@ -303,11 +303,13 @@ def _other_formats() -> Iterator[Hostile]:
 
 
 def _sizes() -> Iterator[Hostile]:
-    for height, width in ((1, 1), (1, 10_000), (10_000, 1)):
+    for height, width in ((1, 1), (3, 300), (300, 3)):
         pixels = picture(height, width)
         yield Hostile(f"png-{width}x{height}", encoded(pixels, "PNG"), pixels)
         data = encoded(pixels, "JPEG")
         yield Hostile(f"jpeg-{width}x{height}", data, by_pillow(data))
+    yield Hostile("png-10000x1", encoded(picture(1, 10_000), "PNG"), reason="too thin: 10000 x 1 pixels, .*")
+    yield Hostile("jpeg-1x10000", encoded(picture(10_000, 1), "JPEG"), reason="too thin: 1 x 10000 pixels, .*")
     yield Hostile("png-0x0", png(b"", 8, 2, size=(0, 0)), reason=".+")
 
 

@@ -16,16 +16,17 @@ from PIL import Image
 from scripts import fuzz_decode
 from tests.hostile_images import encoded, exif, picture, segment
 from tlray.data import jpeg
-from tlray.data.decode import BadImageError, check, decode
+from tlray.data.decode import BadImageError, check, decode, shape_problem
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of EXIF blocks that make no sense
 
 
 def pillows(data: bytes) -> np.ndarray | str:
-    """Pixels of a JPEG without orientation, or what Pillow says."""
+    """Pixels of a JPEG without orientation, or what Pillow says, or what is wrong with its shape."""
     try:
-        return np.asarray(Image.open(io.BytesIO(data), formats=["JPEG"]).convert("RGB"))
+        image = Image.open(io.BytesIO(data), formats=["JPEG"])
+        return shape_problem(image.height, image.width) or np.asarray(image.convert("RGB"))
     except Image.UnidentifiedImageError:
         return "not an image, or of an unknown format"
     except (OSError, SyntaxError) as error:

@@ -36,6 +36,7 @@ Result = TypeVar("Result")
 # Read from files of unknown origin, so a short list: some of Pillow's other formats start programs (PostScript).
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn of a decompression bomb: 256 MiB as RGB
+MAX_RATIO = 100  # long side to short side; a network's input has a part of such a strip that says little of it
 JPEG, SCAN = b"\xff\xd8", b"\xff\xda"  # how a JPEG and each of its scans start
 MAX_SCANS = (
     500  # some ten are usual; each goes over all pixels, so that a small file could keep a core busy for minutes
@@ -94,10 +95,19 @@ def check(data: bytes | memoryview) -> tuple[int, int]:
     return _by_pillow(data, _size)
 
 
+def shape_problem(height: int, width: int) -> str:
+    """Why an image of these sides is no use, as a reason for people; "" where it is."""
+    if height == 0 or width == 0:
+        return "no pixels"
+    if max(height, width) > MAX_RATIO * min(height, width):
+        return f"too thin: {width} x {height} pixels, where one side may be {MAX_RATIO} times the other"
+    return ""
+
+
 def _ordinary_jpeg(data: bytes | memoryview) -> jpeg.Header | None:
     """The header of a JPEG that the fast way may try; Pillow's way has the words for one that is too large."""
     header = jpeg.read_header(data)
-    if header is None or header.width * header.height > MAX_PIXELS:
+    if header is None or header.width * header.height > MAX_PIXELS or shape_problem(header.height, header.width):
         return None
     if header.progressive and bytes(data).count(SCAN) > MAX_SCANS:
         return None
@@ -125,8 +135,8 @@ def _by_pillow(data: bytes | memoryview, result: Callable[[Image.Image], Result]
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise BadImageError(_too_large(image.width, image.height))
-            if image.width == 0 or image.height == 0:
-                raise BadImageError("no pixels")
+            if problem := shape_problem(image.height, image.width):
+                raise BadImageError(problem)
             image.load()
             return result(image)
     except (BadImageError, MemoryError):

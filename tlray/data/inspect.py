@@ -9,14 +9,14 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 
 import numpy as np
 import pyarrow as pa
 
 from tlray import storage
-from tlray.data.decode import BadImageError, check
+from tlray.data.decode import BadImageError, check, shape_problem
 from tlray.data.sources import Entry, Load, Source
 from tlray.errors import StorageError
 
@@ -65,7 +65,10 @@ def inspect(
 def _without_reading(entry: Entry, known: Known) -> Inspected | None:
     if entry.reason:
         return Inspected(entry.uri, entry.version, status=entry.reason)
-    return known.get((entry.uri, entry.version)) if entry.version else None
+    found = known.get((entry.uri, entry.version)) if entry.version else None
+    if found is not None and found.status == OK and (problem := shape_problem(found.height, found.width)):
+        return replace(found, status=problem)  # earlier versions took it
+    return found
 
 
 def _read_all(

@@ -24,6 +24,7 @@ NATIVE_UINT8 = ("AVX2", "AVX512")  # where torchvision resizes uint8 as uint8
 LARGEST_SHIFT = 0.125  # of the input's size, "light"
 CROP_AREA = (0.35, 1.0)  # share of the image, "standard"
 CROP_RATIO = (3 / 4, 4 / 3)  # width to height
+LARGEST_RESIZED = 2**24  # pixels: what a crop would cut away of a longer strip is not resized
 CROP_TRIES = 10  # before the largest crop in the middle is taken
 
 
@@ -34,7 +35,7 @@ def eval_transform(image: torch.Tensor, p: Preprocessing, place: torch.Tensor | 
     """
     if place is not None and _resize_is_all(image, p):
         return _resize_into(place, image)
-    image = _resize(image, p)
+    image = _resize(image, p, p.input_size)
     image = _pad(image, p.input_size, p)
     return F.center_crop(image, list(p.input_size))
 
@@ -46,7 +47,7 @@ def train_transform(
     if augmentation == "none":
         return eval_transform(image, p)
     if augmentation == "light":
-        image = _resize(image, p)
+        image = _resize(image, p, _with_margin(p))
         image = _shifted_crop(image, p, generator)
         return _random_flip(image, generator)
     assert augmentation == "standard", augmentation
@@ -76,10 +77,36 @@ def normalise(images: torch.Tensor, p: Preprocessing) -> torch.Tensor:
     return images.to(torch.float32).div_(255).sub_(mean).div_(std)
 
 
-def _resize(image: torch.Tensor, p: Preprocessing) -> torch.Tensor:
+def _resize(image: torch.Tensor, p: Preprocessing, wanted: tuple[int, int]) -> torch.Tensor:
+    """`wanted` is what will be cropped out of the middle; of a long strip there may be no more than that left."""
     height, width = image.shape[-2:]
     size = _resized(height, width, p)
+    if p.crop_mode == "center" and size[0] * size[1] > LARGEST_RESIZED:
+        return _resize_middle(image, p, wanted)
+    return _resized_to(image, size, p)
+
+
+def _resized_to(image: torch.Tensor, size: tuple[int, int], p: Preprocessing) -> torch.Tensor:
     return F.resize(image, list(size), interpolation=InterpolationMode(p.interpolation), antialias=True)
+
+
+def _resize_middle(image: torch.Tensor, p: Preprocessing, wanted: tuple[int, int]) -> torch.Tensor:
+    """The resize of a strip, cropped along it: of squares of its short side those around the middle are resized.
+
+    As the whole strip would give it, where its long side is a multiple of its short one; else to a part of a pixel.
+    """
+    height, width = image.shape[-2:]
+    axis = -1 if width >= height else -2
+    short, long = min(height, width), max(height, width)
+    length, size = max(_resized(height, width, p)), wanted[axis]
+    first = round((length - size) / 2)  # of the strip, resized, as torchvision's crop counts
+    start, stop = first // p.resize - 2, -(-(first + size) // p.resize) + 2  # squares; a filter sees two more at most
+    start, stop = max(0, start), min(long // short, stop)
+    if (stop - start) * p.resize < first - start * p.resize + size:
+        return _resized_to(image, _resized(height, width, p), p)  # nearly all of it is wanted
+    some = image.narrow(axis, start * short, (stop - start) * short)
+    some = _resized_to(some, _resized(some.shape[-2], some.shape[-1], p), p)
+    return some.narrow(axis, first - start * p.resize, size)
 
 
 def _resize_is_all(image: torch.Tensor, p: Preprocessing) -> bool:
@@ -124,11 +151,16 @@ def _pad(image: torch.Tensor, size: tuple[int, int], p: Preprocessing, mode: str
 def _shifted_crop(image: torch.Tensor, p: Preprocessing, generator: torch.Generator) -> torch.Tensor:
     """The evaluation's crop, moved a little; what lies beyond the image repeats its edge."""
     height, width = p.input_size
-    down, right = round(height * LARGEST_SHIFT), round(width * LARGEST_SHIFT)
-    with_margin = (height + 2 * down, width + 2 * right)
+    with_margin = _with_margin(p)
+    down, right = (with_margin[0] - height) // 2, (with_margin[1] - width) // 2
     image = _pad(image, with_margin, p, "constant" if p.crop_mode == "border" else "edge")
     image = F.center_crop(image, list(with_margin))
     return F.crop(image, _random_int(2 * down, generator), _random_int(2 * right, generator), height, width)
+
+
+def _with_margin(p: Preprocessing) -> tuple[int, int]:
+    height, width = p.input_size
+    return height + 2 * round(height * LARGEST_SHIFT), width + 2 * round(width * LARGEST_SHIFT)
 
 
 def _random_resized_crop(image: torch.Tensor, p: Preprocessing, generator: torch.Generator) -> torch.Tensor:

@@ -24,7 +24,7 @@ from torch import nn
 from tlray import storage
 from tlray.backbone import Backbone, build_backbone
 from tlray.catalogue import Preprocessing
-from tlray.data.decode import as_rgb, decode
+from tlray.data.decode import BadImageError, as_rgb, decode, shape_problem
 from tlray.data.parallel import ordered_map
 from tlray.data.transforms import eval_transform, normalise
 from tlray.errors import DataError, StorageError
@@ -119,6 +119,8 @@ class Model:
             return _Prepared(image, eval_transform(_read(image), self.preprocessing), None)
         except (DataError, StorageError) as error:
             return _Prepared(image, None, str(error))
+        except MemoryError:
+            return _Prepared(image, None, "needs more memory than there is")
 
     @torch.no_grad()
     def _score_batch(self, batch: Sequence["_Prepared"]) -> list[Scored]:
@@ -184,16 +186,24 @@ def _read(image: Any) -> torch.Tensor:
     if isinstance(image, bytes):
         return _planes(decode(image))
     if isinstance(image, Image.Image):
-        return _planes(np.array(as_rgb(image)))
+        return _planes(_usable(np.array(as_rgb(image))))
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
-        return _planes(image)
+        return _planes(_usable(image))
     if isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] == 3:
+        _usable(image.permute(1, 2, 0).numpy())
         return image
     shape = f" of shape {tuple(image.shape)} and dtype {image.dtype}" if hasattr(image, "shape") else ""
     raise TypeError(
         f"{type(image).__name__}{shape} is not an image: give a path, URI, bytes, PIL image, "
         "array (H, W, 3) uint8 or tensor (3, H, W) uint8"
     )
+
+
+def _usable(pixels: np.ndarray) -> np.ndarray:
+    """The same (H, W, 3); BadImageError as for a file of that shape."""
+    if problem := shape_problem(*pixels.shape[:2]):
+        raise BadImageError(problem)
+    return pixels
 
 
 def _planes(pixels: np.ndarray) -> torch.Tensor:

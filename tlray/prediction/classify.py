@@ -105,6 +105,8 @@ class Classifier:
                     _read_into(pixels[errors.count(None)], uri, version, self._preprocessing)
                 except BadImageError as bad:
                     error = bad.reason
+                except MemoryError:
+                    error = "needs more memory than there is"
                 except StorageError as missing:
                     error = _reason(missing, uri)
             errors.append(error)

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tlray import storage
 from tlray.config import WarmStart
 from tlray.errors import InputError, StorageError, TlrayError
+from tlray.locations import CHAMPION as FILE
 
-FILE = "champion.json"
 HISTORY = "champions"
 FORMAT_VERSION = 1
 

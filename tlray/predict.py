@@ -8,26 +8,23 @@ labels). Images that
 cannot be read do not stop anything: they are predictions with an error, and `bad` of an evaluation.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
 from tlray import storage
 from tlray.backbone import load_classifier
-from tlray.champion import FILE as CHAMPION
+from tlray.catalogue import is_library
 from tlray.champion import load_champion
-from tlray.data.class_names import ClassNameError, matched
-from tlray.data.inputs import expand, files_below, is_hidden
-from tlray.data.sources.layout import folder_layout
-from tlray.errors import DataError, InputError, nearest
-from tlray.export.files import CHECKSUMS
+from tlray.data.inputs import expand, files_below
+from tlray.data.labelled import open_labelled
+from tlray.errors import DataError, InputError
 from tlray.export.model import Model, Prediction, load
+from tlray.locations import CHAMPION, CHECKSUMS, Location, describe_missing, locate
 from tlray.results import Evaluation, UnreadableImage
 from tlray.training.metrics import ClassificationSums
 
 LOGITS_PER_UPDATE = 256
-SCORED_FIRST = ("test", "val", "train")  # of the splits in a folder
 
 
 def predict(
@@ -59,30 +56,31 @@ def evaluate(
     batch_size: int = 32,
     num_threads: int = 8,
 ) -> Evaluation:
-    """Scores on `data`, a folder or s3:// prefix with one sub-folder of images per class of the model.
+    """Scores on `data`: class folders, a table, a tar, Parquet or zip file, whatever a run trains on.
 
-    DataError: a sub-folder that is no class of the model, no images, or none that can be read.
+    DataError: a class that is none of the model's, no images, or none that can be read.
     """
     model = open_model(model_ref, weights=weights, device=device, batch_size=batch_size, num_threads=num_threads)
-    labels, note = _labelled_images(data, model.classes)
+    labelled = open_labelled(data, model.classes)
     sums = ClassificationSums(len(model.classes))
-    bad: list[UnreadableImage] = []
+    bad = [UnreadableImage(uri=entry.uri, reason=entry.reason) for entry in labelled.bad]
     logits: list[torch.Tensor] = []
     truth: list[int] = []
-    for scored in model.score(labels):
+    scores = model.score(load for _, load in labelled.read())
+    for entry, label, scored in zip(labelled.entries, labelled.labels, scores, strict=True):
         if scored.logits is None:
-            bad.append(UnreadableImage(uri=scored.image, reason=scored.error or ""))
+            bad.append(UnreadableImage(uri=entry.uri, reason=scored.error or ""))
             continue
         logits.append(scored.logits)
-        truth.append(labels[scored.image])
+        truth.append(label)
         if len(logits) == LOGITS_PER_UPDATE:
             sums.update(torch.stack(logits), torch.tensor(truth))
             logits, truth = [], []
     if logits:
         sums.update(torch.stack(logits), torch.tensor(truth))
-    if len(bad) == len(labels):
+    if len(bad) == len(labelled.entries) + len(labelled.bad):
         raise DataError(f"{data}: none of the {len(bad)} images can be read, for example {bad[0].uri}: {bad[0].reason}")
-    return _evaluation(model.classes, sums, bad, note)
+    return _evaluation(model.classes, sums, bad, labelled.notes)
 
 
 def open_model(
@@ -97,14 +95,15 @@ def open_model(
     names, or a backbone's own classifier."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    location = storage.absolute(model_ref)
-    bundle = _find_bundle(location)
-    if bundle is not None:
+    location = locate(model_ref)
+    if location.kind not in ("missing", "pattern"):
         if weights != "pretrained":
             raise InputError(f"weights {weights!r}: {model_ref} brings its own; weights are for a backbone's id")
-        return load(bundle, device=device, batch_size=batch_size, num_threads=num_threads)
-    if storage.is_remote(model_ref) or os.path.exists(location) or model_ref.startswith(("/", ".", "~")):
-        raise _no_export(model_ref)
+        return load(_bundle_at(model_ref, location), device=device, batch_size=batch_size, num_threads=num_threads)
+    if storage.is_remote(model_ref) or model_ref.startswith(("/", ".", "~")):
+        raise _missing_model(model_ref)
+    if "/" in model_ref and not is_library(model_ref.partition("/")[0]):
+        raise DataError(f"{_missing_model(model_ref)} (no library of backbones is called so either)")
     module, preprocessing, classes = load_classifier(model_ref, weights)
     return Model(module, classes, preprocessing, device=device, batch_size=batch_size, num_threads=num_threads)
 
@@ -116,23 +115,35 @@ def list_inputs(inputs: Iterable[str]) -> list[str]:
 
 def find_export(model_ref: str) -> str:
     """Where the export bundle lies that `model_ref` means; DataError for what is none and has none."""
-    bundle = _find_bundle(storage.absolute(model_ref))
+    location = locate(model_ref)
+    if location.kind in ("missing", "pattern"):
+        raise _missing_model(model_ref)
+    return _bundle_at(model_ref, location)
+
+
+def _missing_model(model_ref: str) -> InputError:
+    if storage.absolute(model_ref).endswith(f"/{CHAMPION}"):
+        return storage.NotFoundError(
+            f"{describe_missing(model_ref)}: `tlray retrain CONFIG` or `tlray promote RUN` makes a champion"
+        )
+    return DataError(describe_missing(model_ref))
+
+
+def _bundle_at(model_ref: str, location: Location) -> str:
+    """The bundle itself, the one that a champion.json names, or the first in rank of a run."""
+    if location.kind == "bundle":
+        return location.uri
+    if location.kind == "champion":
+        return load_champion(location.uri).export
+    bundle = None if location.is_file else _best_export(location.uri)
     if bundle is None:
-        raise _no_export(model_ref)
+        what = location.words if location.is_file else f"{location.words} without exports, and holds no {CHECKSUMS}"
+        raise DataError(f"{model_ref} is {what}: give an export bundle, a run folder with exports, or a champion.json")
     return bundle
 
 
-def _no_export(model_ref: str) -> DataError:
-    return DataError(f"{model_ref} is neither an export bundle (it has no {CHECKSUMS}) nor a run folder with exports")
-
-
-def _find_bundle(location: str) -> str | None:
-    """`location` itself, the one that a champion.json names, or the first in rank below its exports/; else None."""
-    if storage.exists(storage.join(location, CHECKSUMS)):
-        return location
-    if location.endswith(f"/{CHAMPION}"):
-        return load_champion(location).export
-    exports = storage.join(location, "exports")
+def _best_export(run_uri: str) -> str | None:
+    exports = storage.join(run_uri, "exports")
     try:
         names = [
             path.split("/")[0] for _, path in files_below(exports) if path.count("/") == 1 and path.endswith(CHECKSUMS)
@@ -143,40 +154,8 @@ def _find_bundle(location: str) -> str | None:
     return storage.join(exports, min(ranked, key=lambda name: int(name.partition("-")[0]))) if ranked else None
 
 
-def _labelled_images(data: str, classes: Sequence[str]) -> tuple[dict[str, int], str]:
-    """(location -> label of every file in a class folder, how its folders were understood).
-
-    Hidden files, and those outside of class folders, are none. Of splits the test split is taken, else val, else train.
-    """
-    location = storage.absolute(data)
-    layout = folder_layout("data", location)
-    there = set(layout.splits.values())
-    chosen = next((split for split in SCORED_FIRST if split in there), None)
-    note = "" if chosen is None else f"{data} is {layout.description}; {chosen} is scored"
-    labels: dict[str, int] = {}
-    for info, path in files_below(location):
-        split, folder = layout.place_of(path)
-        if folder and not is_hidden(path) and (chosen is None or split == chosen):
-            labels[info.uri] = classes.index(_class_of(data, folder, classes))
-    if not labels:
-        raise DataError(f"{data} holds no class folders with images; expected CLASS/image.jpg")
-    return labels, note
-
-
-def _class_of(data: str, folder: str, classes: Sequence[str]) -> str:
-    """The class of the model that a folder's name means, in whatever spelling."""
-    try:
-        name = matched(folder, classes)
-    except ClassNameError as error:
-        raise DataError(f"{data}: the folder {folder!r}: {error}") from None
-    if name is None:
-        near = "".join(f"; did you mean {other!r}?" for other in nearest(folder, classes))
-        raise DataError(f"{data}: the folder {folder!r} is none of the model's {len(classes)} classes{near}")
-    return name
-
-
 def _evaluation(
-    classes: tuple[str, ...], sums: ClassificationSums, bad: Sequence[UnreadableImage], note: str
+    classes: tuple[str, ...], sums: ClassificationSums, bad: Sequence[UnreadableImage], notes: tuple[str, ...]
 ) -> Evaluation:
     scores = sums.result()
     confusion = tuple(tuple(int(count) for count in row) for row in sums.confusion.tolist())
@@ -193,5 +172,5 @@ def _evaluation(
         },
         confusion=confusion,
         bad=tuple(bad),
-        notes=(note,) if note else (),
+        notes=notes,
     )

@@ -32,7 +32,7 @@ def test_images_are_listed_and_one_is_read(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     empty = only(check_images(config))
     assert (empty.status, empty.name) == ("problem", "data.train")
-    assert "holds no files" in empty.detail
+    assert "holds no class folders with images" in empty.detail
     (folder / "1.jpg").write_bytes(b"12345")
     found = only(check_images(config))
     assert found.status == "ok"

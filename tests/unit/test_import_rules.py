@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # backbones
     "storage": set(),
     "parquet": set(),
+    "locations": {"storage"},
     "stores": {"storage"},
     "preprocessing": set(),
     "libraries": {"preprocessing"},
@@ -39,12 +40,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "liveness": {"blocks"},
     "split": {"blocks", "backbone", "liveness"},
     "fold": {"split"},
-    "champion": {"runs", "config", "storage"},
+    "champion": {"runs", "config", "storage", "locations"},
     # a run folder
     "results": set(),
     "runs": {"storage", "parquet", "results"},
     # images
-    "data": {"runs", "config", "storage", "parquet", "stores", "catalogue"},
+    "data": {"runs", "config", "storage", "locations", "parquet", "stores", "catalogue"},
     "demo_data": {"config", "storage", "data", "backbone", "training"},
     # frozen work
     "activations": {
@@ -153,7 +154,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "prediction",
     },
     # after the sweep
-    "export": {"config", "storage", "catalogue", "backbone", "data", "training", "results"},
+    "export": {"config", "storage", "locations", "catalogue", "backbone", "data", "training", "results"},
     "report": {
         "config",
         "storage",
@@ -166,7 +167,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "plan",
         "training",
     },
-    "predict": {"champion", "storage", "catalogue", "backbone", "data", "training", "export", "results"},
+    "predict": {"champion", "storage", "locations", "catalogue", "backbone", "data", "training", "export", "results"},
     "prediction": {
         "storage",
         "parquet",

@@ -3,7 +3,10 @@
 Run: python -m pytest tests/unit/test_predict.py
 """
 
+import io
 import shutil
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -99,9 +102,9 @@ def test_a_run_folder_means_its_best_export(bundle, tmp_path):
 
 
 def test_a_folder_without_a_bundle_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"neither an export bundle .* nor a run folder with exports"):
+    with pytest.raises(DataError, match="is a folder without exports, and holds no SHA256SUMS: give an"):
         open_model(str(tmp_path))
-    with pytest.raises(DataError, match="neither an export bundle"):
+    with pytest.raises(DataError, match="does not exist"):
         open_model("./no-such-folder")
 
 
@@ -191,3 +194,19 @@ def test_a_location_without_labelled_or_readable_images_is_refused(bundle, image
     (tmp_path / "bad" / "red" / "x.jpg").write_bytes(b"no image")
     with pytest.raises(DataError, match="none of the 1 images can be read"):
         evaluate(bundle, str(tmp_path / "bad"))
+
+
+def test_a_table_a_tar_and_a_zip_file_are_scored_as_the_folder_is(bundle, images):
+    files = sorted(images.rglob("*.jpg"))
+    with tarfile.open(images.parent / "S.TAR", "w") as tar, zipfile.ZipFile(images.parent / "z.zip", "w") as archive:
+        for number, path in enumerate(files):
+            tar.add(path, f"{number:04}.jpg")
+            label = tarfile.TarInfo(f"{number:04}.cls")
+            label.size = len(path.parent.name)
+            tar.addfile(label, io.BytesIO(path.parent.name.encode()))
+            archive.write(path, f"{path.parent.name}/{path.name}")
+    rows = [f"{path},{path.parent.name}\n" for path in files]
+    (images.parent / "l.csv").write_text("uri,label\n" + "".join(rows))
+    expected = evaluate(bundle, str(images))
+    for name in ("S.TAR", "z.zip", "l.csv"):
+        assert evaluate(bundle, str(images.parent / name)).confusion == expected.confusion

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from tlray.config import DataConfig
 from tlray.data.manifest import Manifest, make_manifest
 from tlray.data.sources import open_source, read_image
 from tlray.errors import DataError, StorageError
+from tlray.locations import Location
 
 CLASSES = ("cat", "dog", "owl")
 PER_CLASS = 20
@@ -139,6 +141,34 @@ def make_shards(folder: Path, loose: Path) -> str:
     return str(folder / "shards")
 
 
+def make_packed_shards(folder: Path, loose: Path) -> str:
+    for path in Path(make_shards(folder, loose)).iterdir():
+        path.with_suffix(".tar.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    return str(folder / "shards")
+
+
+def make_zip(folder: Path, loose: Path) -> str:
+    with zipfile.ZipFile(folder / "set.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(loose.rglob("*.png"), reverse=True):
+            archive.write(path, f"set/{path.relative_to(loose)}")
+            archive.writestr(f"__MACOSX/set/._{path.name}", b"x")
+    return str(folder / "set.zip")
+
+
+def make_upper_case(folder: Path, loose: Path) -> str:
+    write_tar(folder / "S.TAR", samples(list(IMAGES)))
+    return str(folder / "S.TAR")
+
+
+def make_upper_case_bytes(folder: Path, loose: Path) -> str:
+    return parquet_images(folder / "X.PARQUET", list(IMAGES))
+
+
+def make_upper_case_csv(folder: Path, loose: Path) -> str:
+    return str(Path(make_csv(folder, loose)).rename(folder / "L.CSV"))
+
+
 MAKERS = {
     "csv": (make_csv, "a manifest in CSV"),
     "csv.gz": (make_gzip, "a manifest in CSV"),
@@ -146,6 +176,11 @@ MAKERS = {
     "parquet with images": (make_bytes, "Parquet files with the images in them"),
     "parquet of Hugging Face": (make_hugging_face, "Parquet files with the images in them"),
     "webdataset": (make_shards, "WebDataset shards"),
+    "webdataset in gzip": (make_packed_shards, "WebDataset shards"),
+    "webdataset in capitals": (make_upper_case, "WebDataset shards"),
+    "parquet in capitals": (make_upper_case_bytes, "Parquet files with the images in them"),
+    "csv in capitals": (make_upper_case_csv, "a manifest in CSV"),
+    "zip": (make_zip, "zip files: a folder of images, one sub-folder a class"),
 }
 
 
@@ -216,6 +251,7 @@ def test_uris_may_be_absolute_and_leave_the_tables_folder(tmp_path: Path, loose:
 
 def test_a_relative_uri_of_a_table_on_s3_is_an_object_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "uri,label\n../a/1.jpg,x\ns3://other/2.jpg,y\nsub/3.jpg,y\n"
+    monkeypatch.setattr("tlray.data.sources.detect.locate", lambda uri: Location(uri, "csv"))
     monkeypatch.setattr("tlray.storage.s3.download", lambda uri, path: path.write_text(text))
     source = open_source("data.train", "s3://bucket/deep/x.csv", DataConfig(train="s3://bucket/deep/x.csv"))
     assert [entry.uri for entry in source.entries()] == [

@@ -9,7 +9,7 @@ is read from its own metadata (tlray/libraries/); what none says stands in facts
 """
 
 from tlray.catalogue.facts import ModelFacts
-from tlray.catalogue.ids import ModelId, default_preprocessing, known_tags, resolve_id, split_id
+from tlray.catalogue.ids import ModelId, default_preprocessing, is_library, known_tags, resolve_id, split_id
 from tlray.catalogue.listing import all_models, facts_of
 from tlray.catalogue.query import list_models
 from tlray.preprocessing import CropMode, Interpolation, Preprocessing
@@ -23,6 +23,7 @@ __all__ = [
     "all_models",
     "default_preprocessing",
     "facts_of",
+    "is_library",
     "known_tags",
     "list_models",
     "resolve_id",

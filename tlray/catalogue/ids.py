@@ -54,6 +54,11 @@ def resolve_id(name: str) -> str:
     return f"{homes[0]}/{bare}"
 
 
+def is_library(name: str) -> bool:
+    """Whether ids may begin with `name` and a slash."""
+    return name in LIBRARIES
+
+
 def split_id(full_id: str) -> ModelId:
     """The parts of an id that `resolve_id` returned."""
     home, _, bare = full_id.partition("/")

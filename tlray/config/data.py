@@ -38,7 +38,7 @@ class DataConfig(Section):
     split_seed: Whole = Field(
         0, ge=0, le=MOST_SEED, description="decides, with an image's contents, its split; seed does not"
     )
-    format: Literal["auto", "folder", "csv", "parquet", "webdataset"] = Field(
+    format: Literal["auto", "folder", "csv", "parquet", "webdataset", "zip"] = Field(
         "auto", description="how images and labels are stored; auto: what lies at each location"
     )
     columns: ColumnsConfig = ColumnsConfig()

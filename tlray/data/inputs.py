@@ -5,17 +5,16 @@
 Memory does not grow with what a folder or a prefix holds.
 """
 
-import contextlib
 import fnmatch
 import heapq
-import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from tlray import storage
+from tlray.data.litter import is_litter
 from tlray.errors import DataError
+from tlray.locations import WILDCARDS, describe_missing, locate
 from tlray.storage import FileInfo
 
-WILDCARDS = re.compile(r"[*?\[]")
 LISTING_THREADS = 16  # requests at once where a listing can be cut into parts
 UNKNOWN_SIZE = -1  # of a file that is named itself: it is not asked for before it is read
 
@@ -34,30 +33,26 @@ def stream_inputs(inputs: Iterable[str]) -> Iterator[FileInfo]:
 
 def expand(given: str) -> Iterator[FileInfo]:
     """The files that one input names, sorted by uri; DataError when there are none."""
-    location = storage.absolute(given)
-    if storage.exists(location):
-        yield FileInfo(location, UNKNOWN_SIZE, 0.0, "")
+    location = locate(given)
+    if location.kind in ("image", "file"):
+        yield FileInfo(location.uri, UNKNOWN_SIZE, 0.0, "")
         return
-    pattern = WILDCARDS.search(location) is not None
+    if location.kind == "missing":
+        raise DataError(describe_missing(given))
+    if location.kind not in ("folder", "pattern"):
+        raise DataError(f"{given} is {location.words}, not images: give image files, folders of them, or patterns")
     found = False
-    with contextlib.suppress(storage.NotFoundError):
-        for info in _matching(location) if pattern else _visible_below(location):
-            found = True
-            yield info
-        if not found and not pattern and not storage.is_remote(given):
-            raise DataError(f"{given} holds no files")
+    for info in _matching(location.uri) if location.kind == "pattern" else _visible_below(location.uri):
+        found = True
+        yield info
     if not found:
-        raise DataError(f"no file matches {given}" if pattern else f"{given} does not exist")
+        raise DataError(f"no file matches {given}" if location.kind == "pattern" else f"{given} holds no files")
 
 
 def files_below(location: str, num_threads: int = 1) -> Iterator[tuple[FileInfo, str]]:
     """(file, its path relative to `location`) of every file below it."""
     for info in storage.list_files(location, num_threads):
         yield info, info.uri.removeprefix(location).lstrip("/")
-
-
-def is_hidden(path: str) -> bool:
-    return any(part.startswith(".") for part in path.split("/"))
 
 
 def matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
@@ -70,7 +65,7 @@ def matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _visible_below(location: str) -> Iterator[FileInfo]:
-    return (info for info, path in files_below(location, LISTING_THREADS) if not is_hidden(path))
+    return (info for info, path in files_below(location, LISTING_THREADS) if not is_litter(path))
 
 
 def _matching(pattern: str) -> Iterator[FileInfo]:
@@ -80,6 +75,10 @@ def _matching(pattern: str) -> Iterator[FileInfo]:
         raise DataError(f"{pattern}: the bucket's name cannot be a pattern")
     parts = pattern.split("/")[len(folders) :]
     with_hidden = any(part.startswith(".") for part in parts)
-    for info, path in files_below("/".join(folders) or "/", LISTING_THREADS):
-        if (with_hidden or not is_hidden(path)) and matches(path.split("/"), parts):
-            yield info
+    folder = "/".join(folders) or "/"
+    try:
+        for info, path in files_below(folder, LISTING_THREADS):
+            if (with_hidden or not is_litter(path)) and matches(path.split("/"), parts):
+                yield info
+    except storage.NotFoundError:
+        raise DataError(f"no file matches {pattern}: {describe_missing(folder)}") from None

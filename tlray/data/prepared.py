@@ -12,7 +12,6 @@ from tlray.config import DataConfig
 from tlray.data.manifest import Manifest, make_manifest
 from tlray.data.shards import ImageShards, collection_uri
 from tlray.data.sources import open_source
-from tlray.data.sources.parquet_images import ParquetImagesSource
 from tlray.errors import DataError
 from tlray.stores.eviction import make_room
 from tlray.stores.folder import name_of
@@ -21,15 +20,15 @@ GB = 10**9
 
 
 def with_preparation(data: DataConfig) -> DataConfig:
-    """`data.prepare` decided where it is "auto": images on a server, and those inside Parquet files, are prepared.
+    """`data.prepare` decided where it is "auto": images on a server, and in containers read as a whole, are prepared.
 
-    Of a Parquet file a single image can only be had with its whole group of rows. Local files are read as they are.
+    Of a Parquet, zip or .tar.gz file a single image costs far more than its bytes. Local files are read as they are.
     """
     if data.prepare != "auto":
         return data
     locations = {"data.train": data.train, "data.val": data.val, "data.test": data.test}
     wanted = any(
-        storage.is_remote(uri) or isinstance(open_source(field, uri, data), ParquetImagesSource)
+        storage.is_remote(uri) or not open_source(field, uri, data).in_any_order
         for field, uri in locations.items()
         if uri is not None
     )

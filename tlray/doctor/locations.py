@@ -8,6 +8,7 @@ from pathlib import Path
 from tlray import storage
 from tlray.catalogue import resolve_id, split_id
 from tlray.config import RunConfig
+from tlray.data.sources import open_source, read_image
 from tlray.doctor.check import Check, Status, gib
 from tlray.errors import InputError, StorageError
 from tlray.libraries import timm, torchvision
@@ -42,23 +43,22 @@ def check_storage(config: RunConfig) -> Iterator[Check]:
 
 
 def check_images(config: RunConfig) -> Iterator[Check]:
-    """Whether each location of images can be listed, and its first object read."""
+    """What each location of images is, and whether its first image can be read."""
     for name in ("train", "val", "test"):
         place = getattr(config.data, name)
         if place is None:
             continue
         uri = storage.absolute(place)
         try:
-            first = next(iter(storage.list_files(uri)), None)
-            if first is None:
-                remedy = "give the folder that holds one sub-folder of images per class"
-                yield Check(f"data.{name}", "problem", f"{uri} holds no files", remedy)
-                continue
-            num_bytes = len(storage.read_bytes(first.uri))
+            source = open_source(f"data.{name}", uri, config.data)
+            first = next(entry for entry in source.entries() if not entry.reason)
+            num_bytes = len(read_image(first.uri, first.version, config.data.columns.image))
         except InputError as error:
-            yield Check(f"data.{name}", "problem", str(error))
+            yield Check(f"data.{name}", "problem", str(error).removeprefix(f"data.{name}: "))
+        except StopIteration:
+            yield Check(f"data.{name}", "problem", f"{uri} is {source.description}; none of its images can be used")
         else:
-            yield Check(f"data.{name}", "ok", f"{uri} can be listed, {first.uri} read ({num_bytes} bytes)")
+            yield Check(f"data.{name}", "ok", f"{uri} is {source.description}; {first.uri} read ({num_bytes} bytes)")
 
 
 def check_weights(config: RunConfig) -> Iterator[Check]:

@@ -15,9 +15,10 @@ from tlray import storage
 from tlray.catalogue import Preprocessing
 from tlray.config import BackboneConfig
 from tlray.errors import DataError
+from tlray.locations import CHECKSUMS as CHECKSUMS  # for those who read and write bundles
 
 WEIGHTS, ONNX, PROGRAM = "model.safetensors", "model.onnx", "model.pt2"
-CONFIG, METRICS, CARD, CHECKSUMS = "config.json", "metrics.json", "MODEL_CARD.md", "SHA256SUMS"
+CONFIG, METRICS, CARD = "config.json", "metrics.json", "MODEL_CARD.md"
 FORMAT_VERSION = 1
 
 

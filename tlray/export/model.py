@@ -97,7 +97,8 @@ class Model:
     def __call__(self, images: Any) -> list[Prediction]:
         """Classify images, or one image, in order.
 
-        An image is a path, URI, encoded bytes, PIL image, array (H, W, 3) uint8 or tensor (3, H, W) uint8, RGB.
+        An image is a path, URI, encoded bytes, a function that gives them, PIL image, array (H, W, 3) uint8 or tensor
+        (3, H, W) uint8, RGB.
         """
         many = isinstance(images, Iterable) and not isinstance(images, str | bytes | Path) and not _is_image(images)
         return list(self.stream(images if many else [images]))
@@ -185,6 +186,8 @@ def _read(image: Any) -> torch.Tensor:
         return _planes(decode(storage.read_bytes(storage.absolute(str(image)))))
     if isinstance(image, bytes):
         return _planes(decode(image))
+    if callable(image):
+        return _planes(decode(image()))
     if isinstance(image, Image.Image):
         return _planes(_usable(np.array(as_rgb(image))))
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:

@@ -63,6 +63,8 @@ def is_remote(uri: str) -> bool:
 
 def absolute(uri: str) -> str:
     """The location without `~`, `..` or a trailing slash, so that any process understands it."""
+    if "\0" in uri:
+        raise StorageError(f"{uri!r}: a location cannot hold a NUL")
     if is_remote(uri):
         s3.bucket_and_key(uri)
         return uri.rstrip("/")

@@ -2,55 +2,73 @@
 
 from itertools import islice
 
-from tlray import storage
 from tlray.config import DataConfig
 from tlray.data.sources.columns import holds_bytes
 from tlray.data.sources.entry import Source
-from tlray.data.sources.files import IMAGE_ENDINGS, container_files, is_excluded, list_visible
+from tlray.data.sources.files import container_files, is_excluded, list_visible
 from tlray.data.sources.folder import FolderSource
 from tlray.data.sources.parquet_file import open_whole
 from tlray.data.sources.parquet_images import ParquetImagesSource
 from tlray.data.sources.table import CSV, PARQUET, TableSource
-from tlray.data.sources.webdataset import TAR, WebDatasetSource
+from tlray.data.sources.webdataset import WebDatasetSource
+from tlray.data.sources.zip_images import ZipImagesSource
+from tlray.errors import DataError
+from tlray.locations import CONTAINERS, Kind, Location, describe_missing, kind_of_file, locate, supported_endings
 
 NUM_LOOKED_AT = 1000  # names of a folder; one page of S3's listing
-ENDINGS = {"webdataset": TAR, "parquet": PARQUET, "csv": CSV}
 
 
 def open_source(field: str, uri: str, data: DataConfig) -> Source:
-    """The source at `uri`, which the configuration names as `field`; DataError where there is nothing."""
-    location = storage.absolute(uri)
-    kind = _kind_of(field, location, data) if data.format == "auto" else data.format
+    """The source at `uri`, which the configuration names as `field`; DataError where there is none."""
+    location = locate(uri)
+    if location.kind == "folder":
+        kind: Kind = _kind_of_folder(field, location, data) if data.format == "auto" else data.format
+    else:
+        kind = _kind_of_file(field, location, data)
     if kind == "webdataset":
         return WebDatasetSource(field, location, data)
     if kind == "csv":
         return TableSource(field, location, data, CSV)
     if kind == "parquet":
         return _parquet_source(field, location, data)
+    if kind == "zip":
+        return ZipImagesSource(field, location, data)
     return FolderSource(field, location, data)
 
 
-def _kind_of(field: str, location: str, data: DataConfig) -> str:
-    """By the location's own ending, else by the first names in it: a folder with loose images is a folder."""
-    for kind, endings in ENDINGS.items():
-        if location.lower().endswith(endings):
-            return kind
-    names = [
-        path.lower() for path, _ in islice(list_visible(field, location), NUM_LOOKED_AT) if not is_excluded(path, data)
-    ]
-    if any(name.endswith(tuple(f".{ending}" for ending in IMAGE_ENDINGS)) for name in names):
+def _kind_of_file(field: str, location: Location, data: DataConfig) -> Kind:
+    """By its ending; DataError for what is no source, and for another one than data.format says."""
+    if location.kind in ("missing", "pattern"):
+        why = "" if location.kind == "missing" else "; patterns are for the images of `tlray predict`"
+        raise DataError(f"{field}: {describe_missing(location.uri)}{why}")
+    if location.kind not in CONTAINERS:
+        raise DataError(
+            f"{field}: {location.uri} is {location.words}, not labelled images: give a folder with one sub-folder a "
+            f"class, or a file that ends in {supported_endings()}"
+        )
+    if data.format not in ("auto", location.kind):
+        raise DataError(
+            f"{field}: {location.uri} is {location.words} by its name, where data.format={data.format}: remove "
+            "data.format, or rename it"
+        )
+    return location.kind
+
+
+def _kind_of_folder(field: str, location: Location, data: DataConfig) -> Kind:
+    """By the first names in it: a folder with loose images is a folder."""
+    names = (path for path, _ in islice(list_visible(field, location.uri), NUM_LOOKED_AT))
+    kinds = {kind_of_file(name) for name in names if not is_excluded(name, data)}
+    if "image" in kinds:
         return "folder"
-    return next((kind for kind, endings in ENDINGS.items() if any(n.endswith(endings) for n in names)), "folder")
+    return next((kind for kind in CONTAINERS if kind in kinds), "folder")
 
 
-def _parquet_source(field: str, location: str, data: DataConfig) -> Source:
+def _parquet_source(field: str, location: Location, data: DataConfig) -> Source:
     """Images where the first file has a column of them, else a manifest."""
     uri, _ = next(container_files(field, location, PARQUET, data))
     with open_whole(field, uri) as file:
         schema = file.schema_arrow
-    columns = data.columns
-    if columns.image in schema.names and (
-        columns.uri not in schema.names or holds_bytes(schema.field(columns.image).type)
-    ):
+    image, has_uris = data.columns.image, data.columns.uri in schema.names
+    if image in schema.names and (not has_uris or holds_bytes(schema.field(image).type)):
         return ParquetImagesSource(field, location, data)
     return TableSource(field, location, data, PARQUET)

@@ -45,6 +45,12 @@ class Source(Protocol):
     """A location's images. Containers are opened once for all of their members that are asked for."""
 
     description: str  # what it was found to be, for people
+
+    @property
+    def in_any_order(self) -> bool:
+        """Whether a single image can be read for about what it costs among all."""
+        ...
+
     remarks: Remarks  # whole once `entries` has been gone through
 
     def entries(self) -> Iterator[Entry]:

@@ -14,9 +14,9 @@ from tlray.data.litter import is_litter
 from tlray.data.sources.entry import Remarks
 from tlray.data.split_names import split_named
 from tlray.errors import DataError
+from tlray.locations import Location, describe_missing
 from tlray.storage import FileInfo
 
-IMAGE_ENDINGS = ("jpg", "jpeg", "jpe", "jfif", "png", "gif", "webp", "bmp", "tif", "tiff", "ppm", "pgm", "jp2", "avif")
 LISTING_THREADS = 16  # requests at once where a listing can be cut into parts
 SKIPPED = "hidden files, and files of the system or of tools, are skipped"
 
@@ -34,26 +34,26 @@ def list_visible(field: str, location: str, remarks: Remarks | None = None) -> I
             elif remarks is not None:
                 remarks.add(SKIPPED, printable(path))
     except storage.NotFoundError:
-        raise DataError(f"{field}: {location} does not exist") from None
+        raise DataError(f"{field}: {describe_missing(location)}") from None
 
 
 def container_files(
-    field: str, location: str, endings: Sequence[str], data: DataConfig, remarks: Remarks | None = None
+    field: str, location: Location, endings: Sequence[str], data: DataConfig, remarks: Remarks | None = None
 ) -> Iterator[tuple[str, str]]:
     """(uri, version) of the files with one of the endings: the location itself, or those below it, sorted.
 
     A single file has no version, as it was not listed.
     """
-    if location.lower().endswith(tuple(endings)):
-        yield location, ""
+    if location.is_file:
+        yield location.uri, ""
         return
     found = False
-    for path, info in list_visible(field, location, remarks):
+    for path, info in list_visible(field, location.uri, remarks):
         if path.lower().endswith(tuple(endings)) and not is_excluded(path, data):
             found = True
             yield info.uri, info.version
     if not found:
-        raise DataError(f"{field}: {location} holds no files that end in {' or '.join(endings)}")
+        raise DataError(f"{field}: {location.uri} holds no files that end in {' or '.join(endings)}")
 
 
 def printable(name: str) -> str:
@@ -103,6 +103,6 @@ def split_of(field: str, where: str, value: str) -> str:
     if split is None:
         raise DataError(f"{field}: {where} has split {value!r}; expected train, val or test")
     own = field.removeprefix("data.")
-    if own != "train" and split != own:
+    if own not in ("train", "data") and split != own:  # "data": of `evaluate`, for which any split will do
         raise DataError(f"{field}: {where} has split {value!r}; a location named as {field} can only hold {own}")
     return split

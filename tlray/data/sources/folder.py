@@ -9,22 +9,25 @@ from tlray.data.sources.entry import Entry, Load, Remarks
 from tlray.data.sources.files import class_of, is_excluded, list_visible
 from tlray.data.sources.layout import folder_layout
 from tlray.errors import DataError
+from tlray.locations import Location
 
 
 class FolderSource:
     """Hidden files, those right in the location, and those that data.exclude names are not looked at."""
 
-    def __init__(self, field: str, location: str, data: DataConfig) -> None:
+    in_any_order = True
+
+    def __init__(self, field: str, location: Location, data: DataConfig) -> None:
         self._field, self._location, self._data = field, location, data
         self.remarks = Remarks()
         self.description = "a folder of images"  # until its names are looked at
 
     def entries(self) -> Iterator[Entry]:
-        layout = folder_layout(self._field, self._location, self._data.exclude)
+        layout = folder_layout(self._field, self._location.uri, self._data.exclude)
         self.description = layout.description
         num_outside, found = 0, False
         self.remarks.clear()
-        for path, info in list_visible(self._field, self._location, self.remarks):
+        for path, info in list_visible(self._field, self._location.uri, self.remarks):
             split, folder = layout.place_of(path)
             if not folder:
                 num_outside += 1
@@ -36,7 +39,8 @@ class FolderSource:
         if not found:
             why = f"{num_outside} files lie right in it" if num_outside else "it is empty"
             raise DataError(
-                f"{self._field}: {self._location} holds no class folders with images ({why}); expected CLASS/image.jpg"
+                f"{self._field}: {self._location.uri} holds no class folders with images ({why}); "
+                "expected CLASS/image.jpg"
             )
 
     def read(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Load]]:

@@ -18,9 +18,10 @@ from tlray import storage
 from tlray.data.class_names import ClassNameError, class_name
 from tlray.data.images import Split
 from tlray.data.litter import is_litter
-from tlray.data.sources.files import IMAGE_ENDINGS, fits_any, list_visible
+from tlray.data.sources.files import fits_any, list_visible
 from tlray.data.split_names import split_named, split_of_file
 from tlray.errors import DataError
+from tlray.locations import IMAGE_ENDINGS
 
 NUM_NAMED = 5
 
@@ -57,8 +58,21 @@ def folder_layout(field: str, location: str, exclude: Sequence[str] = ()) -> Lay
     except storage.NotFoundError:
         raise DataError(f"{field}: {location} does not exist") from None
     if not any(map(split_named, names)):
-        return _of_classes(location, names)
-    found = _survey(field, location, exclude)
+        inner = storage.list_folders(storage.join(location, names[0])) if names else []
+        return _of_classes(inner)
+    return _of_survey(field, location, _survey((path for path, _ in list_visible(field, location)), exclude))
+
+
+def layout_of_paths(field: str, location: str, paths: Sequence[str], exclude: Sequence[str] = ()) -> Layout:
+    """The same for the names in a container."""
+    folders = [path.split("/")[:-1] for path in paths]
+    names = sorted({some[0] for some in folders if some})
+    if not any(map(split_named, names)):
+        return _of_classes(sorted({some[1] for some in folders if len(some) > 1 and some[0] == names[0]}))
+    return _of_survey(field, location, _survey(paths, exclude))
+
+
+def _of_survey(field: str, location: str, found: dict[str, _Folder]) -> Layout:
     named = {name: split for name in sorted(found) if (split := split_named(name)) is not None}
     others = [name for name in sorted(found) if name not in named and found[name].has_images]
     nested = {name: split for name, split in named.items() if found[name].folders and not found[name].has_loose_images}
@@ -98,14 +112,13 @@ def file_splits(field: str, location: str, uris: Sequence[str]) -> dict[str, Spl
         )
     own = field.removeprefix("data.")
     other = next((uri for uri, split in known.items() if split != own), None)
-    if own != "train" and other is not None:
+    if own not in ("train", "data") and other is not None:
         raise DataError(f"{field}: {other} is {known[other]} by its name, not {own}: name the files of {own} alone")
     return known
 
 
-def _of_classes(location: str, names: list[str]) -> Layout:
+def _of_classes(inner: list[str]) -> Layout:
     """Where no name of the first level is a split's: whether the classes' own folders are."""
-    inner = storage.list_folders(storage.join(location, names[0])) if names else []
     inner = [name for name in inner if not is_litter(name)]
     splits = {name: split for name in inner if (split := split_named(name)) is not None}
     if len(set(splits.values())) > 1 and len(splits) == len(inner):
@@ -115,9 +128,9 @@ def _of_classes(location: str, names: list[str]) -> Layout:
     return Layout("a folder of images, one sub-folder a class")
 
 
-def _survey(field: str, location: str, exclude: Sequence[str]) -> dict[str, _Folder]:
+def _survey(paths: Iterable[str], exclude: Sequence[str]) -> dict[str, _Folder]:
     found: dict[str, _Folder] = defaultdict(_Folder)
-    for path, _ in list_visible(field, location):
+    for path in paths:
         parts = path.split("/")
         if len(parts) == 1 or fits_any(path, exclude):
             continue

@@ -18,6 +18,7 @@ from tlray.data.sources.members import row_of
 from tlray.data.sources.parquet_file import open_whole
 from tlray.data.sources.table import PARQUET
 from tlray.errors import DataError
+from tlray.locations import Location
 
 LABELS_AT_ONCE = 8192
 IMAGES_AT_ONCE = 16  # of 12 megapixels some 100 MB
@@ -28,7 +29,9 @@ class ParquetImagesSource:
 
     description = "Parquet files with the images in them"
 
-    def __init__(self, field: str, location: str, data: DataConfig) -> None:
+    in_any_order = False  # a row is read with its whole group
+
+    def __init__(self, field: str, location: Location, data: DataConfig) -> None:
         self._field, self._location, self._data = field, location, data
         self.remarks = Remarks()
 
@@ -37,7 +40,7 @@ class ParquetImagesSource:
         found = False
         self.remarks.clear()
         files = list(container_files(self._field, self._location, PARQUET, self._data, self.remarks))
-        splits = file_splits(self._field, self._location, [uri for uri, _ in files])
+        splits = file_splits(self._field, self._location.uri, [uri for uri, _ in files])
         for uri, version in files:
             with open_whole(self._field, uri) as file:
                 classes = class_names(file.schema_arrow, self._data.columns.label)
@@ -54,7 +57,7 @@ class ParquetImagesSource:
                         self._field, f"{uri}#{row}", self._class(where, label, classes), chosen, version=version
                     )
         if not found:
-            raise DataError(f"{self._field}: {self._location} holds no rows")
+            raise DataError(f"{self._field}: {self._location.uri} holds no rows")
 
     def read(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Load]]:
         for (uri, version), members in groupby(entries, key=lambda entry: (_file_of(entry), entry.version)):

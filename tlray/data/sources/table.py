@@ -24,9 +24,9 @@ from tlray.data.sources.files import class_of, container_files, is_excluded, nam
 from tlray.data.sources.layout import file_splits
 from tlray.data.sources.parquet_file import open_whole
 from tlray.errors import DataError, StorageError
+from tlray.locations import CONTAINERS, Location
 
-CSV = (".csv", ".csv.gz")
-PARQUET = (".parquet",)
+CSV, PARQUET = CONTAINERS["csv"], CONTAINERS["parquet"]
 AT_ONCE = 8192  # rows made into objects together
 SCHEMA = pa.schema(
     [
@@ -42,7 +42,9 @@ SCHEMA = pa.schema(
 class TableSource:
     """The rows of one file, or of all those below a location, sorted by URI. An image may be named once."""
 
-    def __init__(self, field: str, location: str, data: DataConfig, endings: tuple[str, ...]) -> None:
+    in_any_order = True
+
+    def __init__(self, field: str, location: Location, data: DataConfig, endings: tuple[str, ...]) -> None:
         self._field, self._location, self._data, self._endings = field, location, data, endings
         self.remarks = Remarks()
         self.description = f"a manifest in {'CSV' if endings == CSV else 'Parquet'}, one row an image"
@@ -51,7 +53,7 @@ class TableSource:
         # Rows may stand in any order, and copies far apart: all are needed before the first, as columns.
         table = pa.Table.from_batches(self._batches(), schema=SCHEMA).unify_dictionaries().combine_chunks()
         if table.num_rows == 0:
-            raise DataError(f"{self._field}: {self._location} names no images")
+            raise DataError(f"{self._field}: {self._location.uri} names no images")
         order = pc.sort_indices(table["uri"])
         for start in range(0, len(order), AT_ONCE):
             # one row more than is used, so that a copy that starts the next piece is seen
@@ -68,7 +70,7 @@ class TableSource:
         self.remarks.clear()
         files = container_files(self._field, self._location, self._endings, self._data, self.remarks)
         uris = [uri for uri, _ in files]
-        splits = file_splits(self._field, self._location, uris)
+        splits = file_splits(self._field, self._location.uri, uris)
         for uri in uris:
             num_before = 0
             for batch in self._columns(uri):

@@ -5,9 +5,14 @@
 tarfile takes the first header that makes no sense for the end: what lies behind it would be lost without a word.
 """
 
+import gzip
+import io
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO, cast
+
+from tlray import storage
 
 BLOCK = tarfile.BLOCKSIZE
 AT_ONCE = 2**20  # bytes of the padding that are looked at together
@@ -16,8 +21,31 @@ BEGINNINGS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\
 AGAIN = "copy or make it again"
 
 
+PACKED = (".tar.gz", ".tgz")
+MAX_UNPACKED_BYTES = 2**30  # of any .tar.gz; of a large one, MAX_TIMES its size: images hardly shrink
+MAX_TIMES = 100
+
+
 class TarDamage(Exception):
     """What is wrong, and where, as half a sentence that follows the name of the file."""
+
+
+def is_packed(uri: str) -> bool:
+    """Whether it is a .tar.gz: a stream that is read in its order."""
+    return uri.lower().endswith(PACKED)
+
+
+@contextmanager
+def open_tar(uri: str) -> Iterator[BinaryIO]:
+    """The bytes of a tar file, unpacked where it is a .tar.gz."""
+    with storage.open_file(uri) as file:
+        if not is_packed(uri):
+            yield file
+            return
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        with gzip.GzipFile(fileobj=file, mode="rb") as stream:
+            yield cast(BinaryIO, _Unpacked(stream, max(MAX_UNPACKED_BYTES, MAX_TIMES * size)))
 
 
 def members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
@@ -77,6 +105,30 @@ def _what_follows(file: BinaryIO, at: int) -> str:
         f"a second tar file begins behind its end, at byte {at}, as when two are joined with `cat`: keep them apart, "
         "or join them with `tar --concatenate`"
     )
+
+
+class _Unpacked:
+    """What a gzip stream holds, as a file that is cheap to read forwards only, and ends before it is absurdly large."""
+
+    def __init__(self, stream: gzip.GzipFile, limit: int) -> None:
+        self._stream, self._limit = stream, limit
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size)
+        if self._stream.tell() > self._limit:
+            raise TarDamage(f"it unpacks to more than {self._limit} bytes, which images do not")
+        return data
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        assert whence == io.SEEK_SET
+        if offset < self._stream.tell():
+            return self._stream.seek(offset)
+        while (left := offset - self._stream.tell()) > 0 and self.read(min(left, AT_ONCE)):
+            pass
+        return self._stream.tell()
+
+    def tell(self) -> int:
+        return self._stream.tell()
 
 
 class _Headers:

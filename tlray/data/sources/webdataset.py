@@ -11,12 +11,10 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import BinaryIO
 
-from tlray import storage
 from tlray.config import DataConfig
 from tlray.data.litter import is_litter
 from tlray.data.sources.entry import Entry, Load, Remarks
 from tlray.data.sources.files import (
-    IMAGE_ENDINGS,
     SKIPPED,
     check_unchanged,
     container_files,
@@ -27,10 +25,10 @@ from tlray.data.sources.files import (
 from tlray.data.sources.label_files import LABEL_ENDINGS, MAX_LABEL_BYTES, class_of
 from tlray.data.sources.layout import file_splits
 from tlray.data.sources.members import member_of
-from tlray.data.sources.tar import TarDamage, members, plain_reason
+from tlray.data.sources.tar import TarDamage, is_packed, members, open_tar, plain_reason
 from tlray.errors import DataError
+from tlray.locations import CONTAINERS, IMAGE_ENDINGS, Location
 
-TAR = (".tar",)
 MAX_APART = 100_000  # samples without image or label that are remembered, in case that the rest of them comes later
 CHOSEN = "samples have several images, of which the one without a further ending is taken (data.columns.image: another)"
 
@@ -48,16 +46,21 @@ class WebDatasetSource:
 
     description = "WebDataset shards (tar)"
 
-    def __init__(self, field: str, location: str, data: DataConfig) -> None:
+    def __init__(self, field: str, location: Location, data: DataConfig) -> None:
         self._field, self._location, self._data = field, location, data
         self.remarks = Remarks()
 
     def entries(self) -> Iterator[Entry]:
         found = False
         self.remarks.clear()
-        files = list(container_files(self._field, self._location, TAR, self._data, self.remarks))
-        splits = file_splits(self._field, self._location, [uri for uri, _ in files])
+        files = list(self._shards(self.remarks))
+        splits = file_splits(self._field, self._location.uri, [uri for uri, _ in files])
         for uri, version in files:
+            if is_packed(uri) and self._data.prepare == "never":
+                raise DataError(
+                    f"{self._field}: {uri} can only be read in its order, and data.prepare=never reads single images: "
+                    "unpack it with gunzip, or remove data.prepare"
+                )
             apart: dict[str, bool] = {}
             for sample in self._samples(uri):
                 self._refuse_parts_elsewhere(uri, sample, apart)
@@ -65,24 +68,32 @@ class WebDatasetSource:
                     found = True
                     yield self._entry(uri, version, sample, splits.get(uri, ""))
         if not found:
-            raise DataError(f"{self._field}: {self._location} holds no samples")
+            raise DataError(f"{self._field}: {self._location.uri} holds no samples")
 
     def read(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Load]]:
         for (uri, version), some in groupby(entries, key=lambda entry: (member_of(entry.uri)[0], entry.version)):
             check_unchanged(uri, version)
-            with named_errors(self._field, uri, "a tar file"), storage.open_file(uri) as file:
+            with named_errors(self._field, uri, "a tar file"), open_tar(uri) as file:
                 for entry in some:
                     _, offset, size = member_of(entry.uri)
                     file.seek(offset)
                     yield entry, _constant(file.read(size))
 
+    @property
+    def in_any_order(self) -> bool:
+        return not any(is_packed(uri) for uri, _ in self._shards(None))
+
+    def _shards(self, remarks: Remarks | None) -> Iterator[tuple[str, str]]:
+        return container_files(self._field, self._location, CONTAINERS["webdataset"], self._data, remarks)
+
     def _samples(self, uri: str) -> Iterator[_Sample]:
-        with named_errors(self._field, uri, "a tar file"), storage.open_file(uri) as file:
+        with named_errors(self._field, uri, "a tar file"), open_tar(uri) as file:
             try:
                 for key, parts in groupby(self._files(file), key=lambda member: _key_and_ending(member.name)[0]):
                     yield _sample(key, parts, file)
             except TarDamage as damage:
-                raise DataError(f"{self._field}: {uri} is not a whole, uncompressed tar file: {damage}") from None
+                kind = " tar file in gzip" if is_packed(uri) else ", uncompressed tar file"
+                raise DataError(f"{self._field}: {uri} is not a whole{kind}: {damage}") from None
 
     def _files(self, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         """What may be part of a sample."""
@@ -136,6 +147,14 @@ class WebDatasetSource:
             f"sample {sample.key!r} has {sum(map(len, images.values()))} images ({_listed(images)}): name one of them "
             f"with data.columns.image, such as {next(iter(images))}"
         )
+
+
+def read_packed(uri: str, offset: int, size: int, version: str = "") -> bytes:
+    """Some bytes of what a .tar.gz unpacks to; all in front of them is unpacked too, so this is for a few of them."""
+    check_unchanged(uri, version)
+    with named_errors("the image", uri, "a tar file"), open_tar(uri) as file:
+        file.seek(offset)
+        return file.read(size)
 
 
 def _images_of(sample: _Sample) -> dict[str, list[tuple[int, int]]]:

@@ -15,6 +15,7 @@ from tlray.catalogue import resolve_id
 from tlray.catalogue.acceptance import check_licences
 from tlray.config import BackboneConfig, RunConfig
 from tlray.errors import BackboneError, ConfigError, DataError
+from tlray.locations import describe_missing
 from tlray.search_space import list_trials
 
 NOT_FILES = ("pretrained", "none")  # values of a backbone's weights
@@ -72,10 +73,10 @@ def _check_locations(config: RunConfig, backbones: dict[str, BackboneConfig]) ->
     read = {f"data.{split}": getattr(config.data, split) for split in ("train", "val", "test")}
     for field, given in read.items():
         if given is not None and _is_missing(given):
-            raise DataError(f"{field}: {given} does not exist")
+            raise DataError(f"{field}: {describe_missing(given)}")
     for field, backbone in backbones.items():
         if backbone.weights not in NOT_FILES and _is_missing(backbone.weights):
-            raise BackboneError(f"{field}.weights: {backbone.weights} does not exist")
+            raise BackboneError(f"{field}.weights: {describe_missing(backbone.weights)}")
 
 
 def _is_missing(given: str) -> bool:

@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "storage": set(),
     "parquet": set(),
     "locations": {"storage"},
+    "standard_output": set(),
     "stores": {"storage"},
     "preprocessing": set(),
     "libraries": {"preprocessing"},
@@ -109,7 +110,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "runs",
     },
     "advice": {"config"},
-    "first_look": {"config", "search_space", "storage", "catalogue"},
+    "first_look": {"config", "search_space", "storage", "locations", "catalogue"},
     # a run
     "planning": {
         "config",

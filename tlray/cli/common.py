@@ -12,6 +12,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from tlray.errors import ConfigError, InputError, NothingToDo, TlrayError
+from tlray.standard_output import is_terminal, print_error, standard_output
 
 
 class _Group(TyperGroup):
@@ -51,7 +52,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out = Console(width=None if sys.stdout.isatty() else 120)
+out = Console(width=None if is_terminal() else 120)
 
 MOST_COUNT = 100_000
 
@@ -64,7 +65,7 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON document inst
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs the app; its exit code is the command's."""
-    with exit_on_error():
+    with exit_on_error(), standard_output():
         app(arguments)
 
 
@@ -77,10 +78,10 @@ def exit_on_error() -> Iterator[None]:
         print(reason)
         sys.exit(reason.exit_code)
     except TlrayError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(f"error: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
+        print_error("error: interrupted")
         sys.exit(130)
 
 

@@ -7,8 +7,10 @@ ray job submit --working-dir . --entrypoint-num-cpus 0 -- python jobs/predict.py
 import argparse
 
 from tlray.cli import main
+from tlray.ending import own_process
 
-if __name__ == "__main__":
+
+def predict() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="export bundle, run folder or champion.json, local or s3://")
     parser.add_argument("--images", required=True, nargs="+", help="prefixes, folders, patterns or files")
@@ -19,3 +21,7 @@ if __name__ == "__main__":
     arguments = ["predict", options.model, *options.images, "--output", options.output]
     flags = [flag for flag, given in (("--json", options.json), ("--dry-run", options.dry_run)) if given]
     main([*arguments, *flags])
+
+
+if __name__ == "__main__":
+    own_process(predict)

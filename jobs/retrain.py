@@ -3,7 +3,7 @@
 ray job submit --working-dir . --entrypoint-num-cpus 0 -- python jobs/retrain.py --config configs/images.yaml
 """
 
-from tlray.cli import config_job
+from tlray.cli.job import config_job
 
 if __name__ == "__main__":
     config_job("retrain", __doc__)

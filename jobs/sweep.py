@@ -9,8 +9,10 @@ ray job submit --working-dir . --entrypoint-num-cpus 0 -- python jobs/sweep.py -
 import argparse
 
 from tlray.cli import main
+from tlray.ending import own_process
 
-if __name__ == "__main__":
+
+def sweep() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", help="YAML file, in the working directory or s3://")
@@ -21,3 +23,7 @@ if __name__ == "__main__":
     flags = ["--dry-run"] if options.dry_run else []
     command = ["resume", options.resume] if options.resume else ["run", options.config, *options.overrides]
     main([*command, *flags])
+
+
+if __name__ == "__main__":
+    own_process(sweep)

@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 from typer.core import TyperGroup
 
-from tlray.cli import app
+from tlray.cli.commands import app
 
 TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
 WIDTH = 100

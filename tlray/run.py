@@ -7,11 +7,7 @@ Every stage reads what the one before it has written to the run folder, so a res
 """
 
 import io
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.text import Text
@@ -28,7 +24,8 @@ from tlray.distributed.prepare_pass import prepare_on_cluster
 from tlray.distributed.ranking import rank_on_cluster
 from tlray.distributed.ready import make_ready
 from tlray.distributed.sweep import run_sweep
-from tlray.errors import BackboneError, Interrupted, TlrayError
+from tlray.ending import interruptible
+from tlray.errors import BackboneError, TlrayError
 from tlray.features import features_config, write_features
 from tlray.plan import PlannedRun
 from tlray.prediction.output import PredictionSummary
@@ -47,14 +44,14 @@ def run(config: RunConfig, run_uri: str, console: Console, manifest: Manifest | 
 
     `manifest`: of the same data, from `make_manifest_on_cluster`.
     """
-    connect()
-    with interruptible(run_uri, BEFORE_THE_RUN):
+    with interruptible(BEFORE_THE_RUN):
+        connect()
         _make_ready(config, console)
         config = select_on_cluster(config)
         if manifest is None:
             _prepare_images(config, console)
         planned = _shortlist_and_plan(config, run_uri, console, manifest)
-    with interruptible(run_uri):
+    with interruptible(goes_on(run_uri)):
         prepared = prepare_run(planned, run_uri)
         _say_what_was_found(prepared, console)
         return _sweep_and_conclude(prepared, console)
@@ -62,9 +59,9 @@ def run(config: RunConfig, run_uri: str, console: Console, manifest: Manifest | 
 
 def resume(run_uri: str, console: Console) -> Outcome:
     """Go on with an interrupted run: finished trials stay finished, others continue from their last checkpoint."""
-    connect()
-    with interruptible(run_uri):
-        loaded = load_run(run_uri)
+    with interruptible(goes_on(run_uri)):
+        loaded = load_run(run_uri)  # before Ray is started: it may be no run folder
+        connect()
         _make_ready(loaded.config, console)
         finished = [result.trial_id for result in load_results(loaded.uri) if result.status != "failed"]
         console.print(f"{len(finished)} of {len(loaded.trials)} trials are finished already", highlight=False)
@@ -73,8 +70,8 @@ def resume(run_uri: str, console: Console) -> Outcome:
 
 def features(config: RunConfig, run_uri: str, console: Console) -> tuple[str, ...]:
     """Compute every backbone's features of every image, where the store lacks them -> Parquet files, one a backbone."""
-    connect()
-    with interruptible(run_uri):
+    with interruptible(BEFORE_THE_RUN):
+        connect()
         _make_ready(config, console)
         _prepare_images(config, console)
         prepared = prepare_run(plan_on_cluster(features_config(select_on_cluster(config))), run_uri)
@@ -90,8 +87,8 @@ def features(config: RunConfig, run_uri: str, console: Console) -> tuple[str, ..
 
 def rank(config: RunConfig, run_uri: str, console: Console) -> Ranking:
     """Score every backbone on features of a subset of the training images; they stay in the store for the sweep."""
-    connect()
-    with interruptible(run_uri, BEFORE_THE_RUN):
+    with interruptible(BEFORE_THE_RUN):
+        connect()
         _make_ready(config, console)
         _prepare_images(config, console)
         return _rank(select_on_cluster(config), run_uri, console)[1]
@@ -99,43 +96,13 @@ def rank(config: RunConfig, run_uri: str, console: Console) -> Ranking:
 
 def predict_many(model_ref: str, images: Sequence[str], output: str, console: Console) -> PredictionSummary:
     """Classify every image of some locations on the cluster, as Parquet files below `output`."""
-    connect()
-    with interruptible(output, "the same command again goes on with what is missing"):
+    with interruptible("the same command again goes on with what is missing"):
         return predict_on_cluster(model_ref, images, output, PredictionProgress(console))
 
 
-@contextmanager
-def interruptible(run_uri: str, remedy: str = "") -> Iterator[None]:
-    """SIGINT and SIGTERM become Interrupted, which says how to go on; entered after Ray has set its own handlers.
-
-    `remedy`: what to do where there is nothing to resume yet.
-
-    `ray job stop` sends SIGTERM. In a thread other than the main one there is nothing to install.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    stopped: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopped.append(number)
-        raise KeyboardInterrupt  # no Exception: libraries that are just being imported swallow those
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except BaseException:
-        if stopped:  # raised inside Ray's compiled code it arrives as a SystemError
-            remedy = remedy or (
-                f"`tlray resume {run_uri}` goes on, "
-                "with what each running trial did since its last checkpoint lost at most"
-            )
-            raise Interrupted(f"interrupted by {signal.Signals(stopped[0]).name}; {remedy}") from None
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def goes_on(run_uri: str) -> str:
+    """The remedy where a run has begun."""
+    return f"`tlray resume {run_uri}` goes on, with what each running trial did since its last checkpoint lost at most"
 
 
 def _make_ready(config: RunConfig, console: Console) -> None:

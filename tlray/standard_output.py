@@ -40,14 +40,6 @@ def standard_output() -> Iterator[None]:
         sys.stdout = before
 
 
-def print_error(line: str) -> None:
-    """A line on standard error; where that cannot be written either, the exit code has to do."""
-    try:
-        print(line, file=sys.stderr, flush=True)
-    except OSError:
-        _send_nowhere(sys.stderr)
-
-
 def is_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 

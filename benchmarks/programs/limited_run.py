@@ -10,7 +10,7 @@ import sys
 import ray
 from rich.console import Console
 
-from tlray.cli import load_config
+from tlray.cli.common import load_config
 from tlray.prepare import new_run_uri
 from tlray.run import run
 

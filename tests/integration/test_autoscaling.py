@@ -22,7 +22,7 @@ WORKER = {"CPU": 1, "accelerator": 1}  # a resource that only workers have, as G
 DRIVER = """
 import json, sys
 from rich.console import Console
-from tlray.cli import exit_on_error
+from tlray.cli.common import exit_on_error
 from tlray.config import RunConfig
 from tlray.run import run
 

@@ -24,7 +24,7 @@ VIT = {"id": "timm/test_vit", "weights": "none", "input_size": 32}
 DRIVER = """
 import sys
 from rich.console import Console
-from tlray.cli import exit_on_error
+from tlray.cli.common import exit_on_error
 from tlray.config import RunConfig
 from tlray.run import run
 

@@ -17,7 +17,9 @@ import pytest
 import typer
 import yaml
 
-import tlray.cli
+import tlray.cli.commands
+import tlray.cli.job
+import tlray.ending
 
 ROOT = Path(__file__).parent.parent.parent
 GUIDES = ["docs/aws.md", "docs/kubernetes.md"]
@@ -76,7 +78,7 @@ def parse(command: click.Command, words: list[str], name: str) -> dict[str, Any]
 
 
 def check_tlray(words: list[str]) -> None:
-    root = typer.main.get_command(tlray.cli.app)
+    root = typer.main.get_command(tlray.cli.commands.app)
     name, command, rest = root.resolve_command(root.make_context("tlray", list(words)), words)
     parse(command, rest, name)
 
@@ -118,6 +120,8 @@ def check_job(words: list[str]) -> None:
         patch.setattr(sys, "argv", [script, *words[2:]])
         patch.setattr(tlray.cli, "main", said.append)  # imported by the script itself
         patch.setattr(tlray.cli.job, "main", said.append)
+        for module in (tlray.ending, tlray.cli.job):
+            patch.setattr(module, "own_process", lambda work: work())  # it would end this process too
         runpy.run_path(str(ROOT / script), run_name="__main__")
     check_tlray(said[0])
 

@@ -17,7 +17,10 @@ PACKAGE = ROOT / "tlray"
 # A module, or a folder with all its modules, and what it may import of the rest of tlray. `errors` is for everybody.
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"export"},
+    "__main__": {"cli"},
     "errors": set(),
+    "ending": set(),
+    "process_tree": set(),
     # what the user says
     "config": set(),
     "known_recipe": {"config"},
@@ -136,6 +139,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "progress": {"config", "results", "plan"},
     "features": {"config", "storage", "activations", "prepare"},
     "distributed": {
+        "ending",
+        "process_tree",
         "parquet",
         "config",
         "storage",
@@ -185,6 +190,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # what a person starts
     "dry_run": {"activations", "budget", "plan", "prepare", "runs"},
     "run": {
+        "ending",
         "config",
         "storage",
         "data",
@@ -202,6 +208,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "retrain": {
         "runs",
+        "ending",
         "parquet",
         "champion",
         "config",

@@ -12,13 +12,14 @@ from typer.testing import CliRunner
 
 from tlray import cli
 from tlray.catalogue import ModelFacts, all_models
+from tlray.cli.commands import app
 from tlray.errors import ConfigError
 from tlray.report.models_plot import pareto_front, write_models_plot
 from tlray.report.models_table import models_table
 
 
 def run(*arguments: str) -> str:
-    result = CliRunner().invoke(cli.app, ["models", *arguments], catch_exceptions=False)
+    result = CliRunner().invoke(app, ["models", *arguments], catch_exceptions=False)
     assert result.exit_code == 0
     return result.stdout
 
@@ -68,7 +69,7 @@ def test_the_table_fits_the_terminal_and_shows_more_where_there_is_room(width: i
 
 
 def test_the_help_is_readable_in_80_columns() -> None:
-    result = CliRunner().invoke(cli.app, ["models", "--help"], env={"COLUMNS": "80"}, terminal_width=80)
+    result = CliRunner().invoke(app, ["models", "--help"], env={"COLUMNS": "80"}, terminal_width=80)
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     assert all(re.match(r"  --?\S+( \S+)?  +\S", line) or not line.startswith("  --") for line in lines)

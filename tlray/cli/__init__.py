@@ -1,21 +1,19 @@
 """The command line: each command parses, calls one function of the library and prints where the result is.
 
 Exit codes: 0 done, 1 the work failed, 2 the input is wrong, 3 nothing to do, 130 interrupted (and resumable).
+
+Importing this imports next to nothing: a signal is answered from the first moment on.
 """
 
-from tlray.cli import sweeps, models, after, doctor  # isort: skip  # in the order of `tlray --help`
-from tlray.cli.common import app, exit_on_error, load_checked, main, print_run
-from tlray.cli.job import config_job
+import sys
 
-__all__ = [
-    "after",
-    "app",
-    "config_job",
-    "doctor",
-    "exit_on_error",
-    "load_checked",
-    "main",
-    "models",
-    "print_run",
-    "sweeps",
-]
+from tlray.ending import own_process
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: its exit code is the command's. Without `arguments` they are the process's, which ends with it."""
+    if arguments is None:
+        own_process(lambda: main(sys.argv[1:]))
+    from tlray.cli.commands import run
+
+    run(arguments)

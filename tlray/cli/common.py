@@ -11,8 +11,9 @@ from pydantic import BaseModel
 from rich.console import Console
 from typer.core import TyperGroup
 
+from tlray.ending import say
 from tlray.errors import ConfigError, InputError, NothingToDo, TlrayError
-from tlray.standard_output import is_terminal, print_error, standard_output
+from tlray.standard_output import is_terminal
 
 
 class _Group(TyperGroup):
@@ -63,12 +64,6 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="show what this would do
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of a table")]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point: runs the app; its exit code is the command's."""
-    with exit_on_error(), standard_output():
-        app(arguments)
-
-
 @contextmanager
 def exit_on_error() -> Iterator[None]:
     """Turn an expected error into one line on stderr and its exit code."""
@@ -78,11 +73,8 @@ def exit_on_error() -> Iterator[None]:
         print(reason)
         sys.exit(reason.exit_code)
     except TlrayError as error:
-        print_error(f"error: {error}")
+        say(f"error: {error}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print_error("error: interrupted")
-        sys.exit(130)
 
 
 def load_config(location: str, overrides: list[str] | None = None) -> Any:

@@ -15,6 +15,9 @@ import ray
 from tlray.config import ClusterConfig
 from tlray.distributed.autoscaling import HEAD_RESOURCE, Growth, NodeType, find_growth
 from tlray.distributed.errors import reason_of
+from tlray.distributed.local_ray import start_local_ray
+from tlray.distributed.private_ray import running_cluster, silence_errors, without_signal_handlers
+from tlray.distributed.watchdog import start_watchdog
 from tlray.errors import ClusterError, TlrayError
 
 Resources = Mapping[str, float]  # by Ray's names
@@ -102,22 +105,27 @@ class ClusterSummary:
 
 
 def connect() -> None:
-    """Join the cluster that RAY_ADDRESS or `ray start` names, or start one on this machine (localhost only).
+    """Join the cluster that RAY_ADDRESS or `ray start` names, or start one on this machine (127.0.0.1 only).
 
-    ClusterError for an address where nothing answers; TlrayError where this machine is too busy to start Ray.
+    From then on a watchdog ends the command where Ray dies. ClusterError for an address where nothing answers;
+    TlrayError where this machine is too busy to start Ray.
     """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's GPU variable would otherwise be emptied in tasks that reserve none, with a warning each time.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = os.environ.get("RAY_ADDRESS")
+    silence_errors()
+    address = os.environ.get("RAY_ADDRESS") or running_cluster()
+    tree = None
     try:
-        ray.init(
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        if address and address != "local":
+            with without_signal_handlers():
+                ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            tree = start_local_ray()
+    except TlrayError:
+        raise
     except Exception as error:  # a bare one where a process of Ray's does not come up within 30 s
         ray.shutdown()
         if address:
@@ -126,6 +134,7 @@ def connect() -> None:
             f"Ray cannot be started on this machine: {reason_of(error).rstrip('.')}; give the same command again when "
             "less runs here, `tlray doctor` says what memory and CPUs there are"
         ) from error
+    start_watchdog(tree)
 
 
 def cluster_summary(config: ClusterConfig | None = None) -> ClusterSummary:

@@ -3,14 +3,22 @@
 A trial of one worker trains in the Tune actor itself; one of several starts a Ray Train run and passes its reports on.
 """
 
+import os
 from typing import Any
 
 from tlray import storage
 from tlray.distributed.resources import TrialResources
 
+SECONDS_TO_STOP = "20"
+
 
 def in_process_trial(config: dict[str, Any]) -> None:
-    """Tune's trainable for trials of one worker: trains in the Tune actor, which the next trial reuses."""
+    """Tune's trainable for trials of one worker: trains in the Tune actor, which the next trial reuses.
+
+    A trial that is stopped gives back its loaders and memory first, which takes longer than Tune's own 2 seconds where
+    the machine or the store is slow. After that time the next trial gets another actor.
+    """
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", SECONDS_TO_STOP)
     from tlray.distributed.worker import train_in_actor
 
     train_in_actor(config)

@@ -18,6 +18,7 @@ from tlray import storage
 from tlray.config import RunConfig
 from tlray.distributed.cluster import ClusterSummary, cluster_summary, describe, how_many
 from tlray.distributed.resources import TrialResources, trial_resources, worker_resources
+from tlray.distributed.watchdog import expect_nodes_within
 from tlray.errors import ClusterError, StorageError
 from tlray.prepare import with_absolute_locations
 
@@ -28,6 +29,7 @@ POLL_SECONDS = 1.0
 
 def make_ready(config: RunConfig, say: Callable[[str], None]) -> TrialResources:
     """Wait for a node that holds a worker of a trial, then check what the nodes see; `say` is told of a wait."""
+    expect_nodes_within(config.cluster.wait_minutes)
     cluster = cluster_summary(config.cluster)
     if cluster.most("CPU") > 0:
         trial_resources(config, cluster)  # refused before it waits for what can never come

@@ -7,6 +7,7 @@ is thrown away.
 """
 
 import functools
+import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -20,13 +21,27 @@ from tlray.budget.clock import Budget
 from tlray.config import TrialConfig
 from tlray.distributed.budget_stopper import BudgetStopper
 from tlray.distributed.driver import in_process_trial, nested_trial
+from tlray.distributed.private_ray import keep_secrets_at_home
 from tlray.distributed.resources import DRIVER_MEMORY_BYTES, TrialResources
 from tlray.distributed.scheduler import make_scheduler, our_trial_id
 from tlray.distributed.watch import Watcher
+from tlray.distributed.watchdog import Loop, turning
 from tlray.prepare import Run
 from tlray.runs.board import append_result
 from tlray.runs.trials import for_each, mark_stopped, read_states, read_trial_result, trial_uri, write_trial_result
 from tlray.training.record import failed_result, load_progress
+
+# Rows are written by the trials; Tune's loggers, progress bars and metric checks would only stand in the way.
+ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # An actor that does not stop by itself holds what the next trial waits for: by default for ten minutes. All that
+    # it has done stands in the run folder.
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "20",
+}
+NOT_REUSED = "reuse requires reset_config()"  # in Tune's words for an actor whose last trial has not stopped yet
 
 
 def tune_trials(
@@ -39,11 +54,9 @@ def tune_trials(
     down.
     """
     config = run.config
-    # Rows are written by the trials; Tune's loggers, progress bars and metric checks would only stand in the way.
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    os.environ |= ENVIRONMENT
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what a run survives; what it does not is raised
+    keep_secrets_at_home()
     if resources.nested:
         nested = functools.partial(nested_trial, resources=resources, max_failures=config.sweep.max_failures)
         trainable = tune.with_resources(nested, {"memory": DRIVER_MEMORY_BYTES})
@@ -52,8 +65,8 @@ def tune_trials(
     settings = [{"run_uri": run.uri, "trial_id": trial.trial_id, "threads": resources.threads} for trial in open_trials]
     ids = [trial.trial_id for trial in run.trials]
     history = for_each(ids, lambda trial_id: load_progress(trial_uri(run.uri, trial_id)).history)
-    rows = _Rows({trial.trial_id: trial for trial in open_trials}, run.uri, watch)
-    with tempfile.TemporaryDirectory(prefix="tlray-tune-") as scratch:
+    with turning("Ray Tune") as loop, tempfile.TemporaryDirectory(prefix="tlray-tune-") as scratch:
+        rows = _Rows({trial.trial_id: trial for trial in open_trials}, run.uri, watch, loop)
         tune.Tuner(
             trainable,
             param_space={"trial": tune.grid_search(settings)},
@@ -102,13 +115,16 @@ def _stop(run_uri: str, trial_id: str, watch: Watcher) -> None:
 class _Rows(tune.Callback):
     """Turns what Tune says of its trials into final rows and into what the watcher is told."""
 
-    def __init__(self, trials: dict[str, TrialConfig], run_uri: str, watch: Watcher) -> None:
-        self._trials, self._run_uri, self._watch = trials, run_uri, watch
+    def __init__(self, trials: dict[str, TrialConfig], run_uri: str, watch: Watcher, loop: Loop) -> None:
+        self._trials, self._run_uri, self._watch, self._loop = trials, run_uri, watch, loop
         self._before = {trial_id: _how_far(run_uri, trial_id) for trial_id in trials}
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks for a restore that is never made, and a console cannot be pickled."""
         return {}
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self._loop.beat(at_work=any(trial.status == Trial.RUNNING for trial in trials))
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._watch.trial_started(our_trial_id(trial))
@@ -122,21 +138,26 @@ class _Rows(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Called for a trial that returned and for one that was stopped; only the first has a result."""
         trial_id = our_trial_id(trial)
-        result = read_trial_result(self._run_uri, trial_id)
-        if result is None:
-            _stop(self._run_uri, trial_id, self._watch)
-            return
-        append_result(self._run_uri, result)
+        with self._loop.own_work():
+            result = read_trial_result(self._run_uri, trial_id)
+            if result is None:
+                _stop(self._run_uri, trial_id, self._watch)
+                return
+            append_result(self._run_uri, result)
         self._watch.trial_ended(result)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Called when a trial has used up its restarts."""
+        """Called when a trial has used up its restarts, or has got the actor of one that stops slowly.
+
+        Neither it nor what has come further since it was started gets a row: the next Tune starts it in a new actor.
+        """
         trial_id = our_trial_id(trial)
-        if _how_far(self._run_uri, trial_id) > self._before[trial_id]:
-            return
         traceback = storage.read_text(trial.error_file) if trial.error_file else "no reason was given"
         reason = traceback.strip().splitlines()[-1]
-        result = failed_result(self._trials[trial_id], self._run_uri, reason)
-        write_trial_result(self._run_uri, result)
-        append_result(self._run_uri, result)
+        with self._loop.own_work():
+            if NOT_REUSED in reason or _how_far(self._run_uri, trial_id) > self._before[trial_id]:
+                return
+            result = failed_result(self._trials[trial_id], self._run_uri, reason)
+            write_trial_result(self._run_uri, result)
+            append_result(self._run_uri, result)
         self._watch.trial_ended(result)

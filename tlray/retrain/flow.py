@@ -24,6 +24,7 @@ from tlray import storage
 from tlray.champion import Champion, Held, champion_uri, check_export, promote, read_champion
 from tlray.config import RunConfig
 from tlray.data.manifest import Manifest, load_manifest
+from tlray.ending import interruptible
 from tlray.errors import NothingToDo, TlrayError
 from tlray.prepare import load_run, new_run_uri, with_absolute_locations
 from tlray.retrain.changes import all_still_there, differing, list_data, settings_of
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from tlray.prepare import Run
 
 WEBHOOK = "TLRAY_WEBHOOK"  # of the environment
+AGAIN = "the same retraining again goes on with it"
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,13 @@ def retrain(config: RunConfig, console: Console) -> Record:
 
     NothingToDo: data and settings were judged before, or another retraining is at work.
     """
-    job = _job(config, console)
-    _end_if_judged(job, load_state(job.home))
-    with claim(job.home) as held:
-        state = load_state(job.home)
-        _end_if_judged(job, state)  # by the one that held the lease just now
-        return _retrain(job, state, held)
+    with interruptible(AGAIN):
+        job = _job(config, console)
+        _end_if_judged(job, load_state(job.home))
+        with claim(job.home) as held:
+            state = load_state(job.home)
+            _end_if_judged(job, state)  # by the one that held the lease just now
+            return _retrain(job, state, held)
 
 
 def look(config: RunConfig) -> str:
@@ -98,25 +101,22 @@ def _retrain(job: Job, state: State, held: Claim) -> Record:
     if champion is not None:
         check_export(champion.champion)  # before anything is spent
     run_uri, listing, cause = _trained(job, state, champion, held)
-    from tlray.run import interruptible
-
-    with interruptible(run_uri, "the same retraining again goes on with it"):
-        run = load_run(run_uri)
-        record = _judged(job, run, cause, time.monotonic() - started)
-        held.check()
-        number = _promoted(job, record)
-        report_uri = _reported(job, record, number)
-        judgement = Judgement(
-            listing=listing,
-            fingerprint=run.manifest.fingerprint,
-            settings=job.settings,
-            run=run_uri,
-            verdict=record.outcome,
-            champion=number,
-        )
-        _tell(job, record, number, report_uri)  # before the end is written down: rather twice than never
-        save_state(job.home, load_state(job.home).with_judgement(judgement))
-        return record
+    run = load_run(run_uri)
+    record = _judged(job, run, cause, time.monotonic() - started)
+    held.check()
+    number = _promoted(job, record)
+    report_uri = _reported(job, record, number)
+    judgement = Judgement(
+        listing=listing,
+        fingerprint=run.manifest.fingerprint,
+        settings=job.settings,
+        run=run_uri,
+        verdict=record.outcome,
+        champion=number,
+    )
+    _tell(job, record, number, report_uri)  # before the end is written down: rather twice than never
+    save_state(job.home, load_state(job.home).with_judgement(judgement))
+    return record
 
 
 def _trained(job: Job, state: State, champion: Held | None, held: Claim) -> tuple[str, str, str]:

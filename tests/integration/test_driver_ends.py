@@ -92,6 +92,7 @@ def command() -> Iterator[Command]:
         running = Command(Path(folder))
         yield running
         running.process.kill()
+        running.process.communicate()
         for process in running.seen:
             if process.is_running():
                 process.kill()

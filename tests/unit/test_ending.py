@@ -32,7 +32,8 @@ def started(program: str, *arguments: str, **environment: str) -> subprocess.Pop
 def ended(process: subprocess.Popen[str], *signals: signal.Signals) -> tuple[int, list[str]]:
     for number in signals:
         process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    with process:  # closes what it wrote to
+        _, errors = process.communicate(timeout=60)
     return process.returncode, errors.splitlines()
 
 
@@ -207,5 +208,6 @@ other.kill()
 """)
     assert process.stdout is not None
     alive, child = process.stdout.read().split()
+    assert ended(process) == (0, [])
     assert alive == "None"
     assert not psutil.pid_exists(int(child)) or psutil.Process(int(child)).status() == psutil.STATUS_ZOMBIE

@@ -62,7 +62,7 @@ def test_a_start_in_between_begins_the_count_anew() -> None:
         (Loop(name="Ray Tune", still=LOOKS_TO_END, idle=LOOKS_TO_END), "stood still for 180 s"),
         (
             Loop(name="Ray Tune", still=0, idle=LOOKS_TO_END),
-            "Ray Tune has started none of the waiting trials for 180 s",
+            "started none of the waiting trials for 180 s",
         ),
     ],
 )

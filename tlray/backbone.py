@@ -18,7 +18,9 @@ from tlray.catalogue import ModelId, Preprocessing, default_preprocessing, known
 from tlray.config import BackboneConfig
 from tlray.errors import BackboneError
 from tlray.libraries import library
-from tlray.weights import check_architecture, load_weights, preprocessing_of, read_weights
+from tlray.weights.load import load_weights
+from tlray.weights.metadata import check_architecture, preprocessing_of
+from tlray.weights.read import read_weights
 
 __all__ = ["Backbone", "Block", "build_backbone", "find_head", "load_classifier"]
 
@@ -37,6 +39,7 @@ class Backbone:
     blocks_error: str | None  # why there are no blocks
     preprocessing: Preprocessing
     weights: str  # what was loaded: a tag, a URI, or "none"
+    notes: tuple[str, ...] = ()  # of the weights' names, for people
     trace: Trace | None = field(default=None, repr=False, compare=False)  # what the blocks were found in
 
     @property
@@ -73,8 +76,7 @@ def build_backbone(config: BackboneConfig, num_classes: int, *, seed: int = 0) -
         if not hasattr(model, "get_classifier"):  # timm's models, which have it, are built with num_classes outputs
             _replace_head(model, head[0], num_classes)
         _initialise_head(model, head)
-    if file is not None:
-        load_weights(model, file, head, backbone_id)
+    notes = load_weights(model, file, head, backbone_id).notes if file is not None else ()
     if preprocessing.input_size != usual_size or config.options:
         _check_forward(model, preprocessing.input_size, num_classes, backbone_id)
     trace, blocks_error = None, None
@@ -90,6 +92,7 @@ def build_backbone(config: BackboneConfig, num_classes: int, *, seed: int = 0) -
         blocks_error=blocks_error,
         preprocessing=preprocessing,
         weights=file.uri if file is not None else _weights_name(model_id, config.weights),
+        notes=notes,
         trace=trace,
     )
 
@@ -115,7 +118,7 @@ def load_classifier(id: str, weights: str = "pretrained") -> tuple[nn.Module, Pr
     preprocessing = preprocessing_of(file, preprocessing)
     with _seeded(0):
         model = _construct(model_id, "file", preprocessing.input_size[0], {}, len(labels))
-    if not load_weights(model, file, find_head(model, backbone_id), backbone_id):
+    if not load_weights(model, file, find_head(model, backbone_id), backbone_id).has_head:
         raise BackboneError(f"{file.uri} has no classifier with the {len(labels)} classes of {backbone_id}")
     return model.eval(), preprocessing, labels
 

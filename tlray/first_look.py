@@ -17,6 +17,7 @@ from tlray.config import BackboneConfig, RunConfig
 from tlray.errors import BackboneError, ConfigError, DataError
 from tlray.locations import describe_missing
 from tlray.search_space import list_trials
+from tlray.weights.kinds import SUFFIXES, check_kind
 
 NOT_FILES = ("pretrained", "none")  # values of a backbone's weights
 
@@ -77,6 +78,18 @@ def _check_locations(config: RunConfig, backbones: dict[str, BackboneConfig]) ->
     for field, backbone in backbones.items():
         if backbone.weights not in NOT_FILES and _is_missing(backbone.weights):
             raise BackboneError(f"{field}.weights: {describe_missing(backbone.weights)}")
+        if backbone.weights not in NOT_FILES:
+            _check_weights_file(field, storage.absolute(backbone.weights))
+
+
+def _check_weights_file(field: str, uri: str) -> None:
+    """What is no weights file by its first bytes, of one on this disk."""
+    if storage.is_remote(uri) or not os.path.isfile(uri) or Path(uri).suffix.lower() not in SUFFIXES:
+        return
+    try:
+        check_kind(uri, Path(uri))
+    except BackboneError as error:
+        raise BackboneError(f"{field}.weights: {error}") from None
 
 
 def _is_missing(given: str) -> bool:

@@ -106,12 +106,14 @@ def make_plan(config: RunConfig, manifest: Manifest, trials: Sequence[TrialConfi
     planned: dict[str, PlannedTrial] = {}
     found: list[ActivationSource] = []
     timed: dict[str, TimedTrial] = {}
+    notes: list[str] = []
     store = open_store(config)
     speed = measure_speed(store.uri)
     for config_key in dict.fromkeys(trial.backbone.model_dump_json() for trial in trials):
         backbone = build_backbone(
             BackboneConfig.model_validate_json(config_key), len(manifest.classes), seed=config.seed
         )
+        notes += backbone.notes
         same = [trial for trial in trials if trial.backbone.model_dump_json() == config_key]
         planned |= {trial.trial_id: _planned(config, trial, backbone, num_images) for trial in same}
         sources = plan_sources(config, manifest, backbone, same, store, speed, num_threads=machines.pass_threads)
@@ -131,7 +133,7 @@ def make_plan(config: RunConfig, manifest: Manifest, trials: Sequence[TrialConfi
         total_image_passes=sum(trial.image_passes for trial in planned.values()),
         activations=tuple(sources),
         estimate=estimate_run(sources, costs, dropped, machines, config.export, config.prices),
-        notes=_words_on_shares(shares),
+        notes=(*notes, *_words_on_shares(shares)),
         warnings=manifest.warnings,
     )
 

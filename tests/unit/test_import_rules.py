@@ -113,7 +113,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "runs",
     },
     "advice": {"config"},
-    "first_look": {"config", "search_space", "storage", "locations", "catalogue"},
+    "first_look": {"config", "search_space", "storage", "locations", "catalogue", "weights"},
     # a run
     "planning": {
         "config",

@@ -18,7 +18,9 @@ from tlray.errors import BackboneError
 from tlray.libraries import tlray
 from tlray.libraries.architectures.keras_resnet import DEPTHS, KerasResNetV2
 from tlray.libraries.architectures.keras_weights import architecture_of, convert, resnet_v2_state
-from tlray.weights import check_architecture, load_weights, preprocessing_of, read_weights
+from tlray.weights.load import load_weights
+from tlray.weights.metadata import check_architecture, preprocessing_of
+from tlray.weights.read import read_weights
 
 KERAS_PADDING = {1: 0, 3: 1, 7: 3}  # pixels of zeros that Keras adds on each side before a "valid" convolution
 
@@ -181,7 +183,7 @@ def test_a_converted_file_says_what_it_is_and_loads_as_weights(tmp_path: Path, c
     assert preprocessing_of(file, tlray.preprocessing("densenet264", None)).mean == (0.5, 0.5, 0.5)
     with torch.random.fork_rng():
         loaded = tlray.construct("resnet50v2", None, "file", 224, {}, 2)
-    assert load_weights(loaded, file, ("fc",), "tlray/resnet50v2")
+    assert load_weights(loaded, file, ("fc",), "tlray/resnet50v2").has_head
     assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in loaded.state_dict().items())
 
 

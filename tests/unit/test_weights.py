@@ -14,7 +14,7 @@ from tlray.backbone import build_backbone, load_classifier
 from tlray.catalogue import default_preprocessing
 from tlray.config import BackboneConfig
 from tlray.errors import BackboneError
-from tlray.weights import read_weights
+from tlray.weights.read import read_weights
 
 torch.set_num_threads(1)
 

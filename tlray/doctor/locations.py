@@ -12,6 +12,7 @@ from tlray.data.sources import open_source, read_image
 from tlray.doctor.check import Check, Status, gib
 from tlray.errors import InputError, StorageError
 from tlray.libraries import timm, torchvision
+from tlray.weights.kinds import check_kind
 
 HEAD_TIMEOUT_SECONDS = 5
 
@@ -161,7 +162,9 @@ def download_size(url: str) -> int:
 def _check_weights_file(id_: str, uri: str) -> Check:
     try:
         if storage.exists(uri):
-            return _weights_check(id_, "ok", f"{uri} is there")
+            with storage.local_copy(uri) as path:
+                check_kind(uri, path)
+            return _weights_check(id_, "ok", f"{uri} is there, and what its name promises")
     except InputError as error:
         return Check("weights", "problem", str(error))
     remedy = "give a .safetensors or .pth file, `pretrained` or `none`"

@@ -21,6 +21,7 @@ from tlray.config import DataConfig
 from tlray.data.images import Images
 from tlray.data.manifest import Manifest, make_manifest, save_manifest
 from tlray.data.prepared import prepare_manifest
+from tlray.runs.folder import write_format
 
 BUCKET = "photos"
 THUMBNAIL = 8
@@ -72,7 +73,7 @@ class Inputs:
         cpu = time.process_time() - before  # of this process: the S3 server is a child of it
         everything = Images.of(dataclasses.replace(image, split="train") for image in found.images)
         uri = str(self.folder / f"{name}-manifest")
-        save_manifest(Manifest(found.classes, everything), uri)
+        write_format(uri, save_manifest(Manifest(found.classes, everything), uri))
         return Source(data, uri, len(everything), cpu / len(everything) * 1000)
 
     def upload(self) -> str:

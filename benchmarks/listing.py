@@ -25,6 +25,7 @@ from tlray import storage
 from tlray.config import DataConfig
 from tlray.data.inspect import Inspected
 from tlray.data.manifest import Manifest, load_manifest, make_manifest, save_manifest
+from tlray.runs.folder import write_format
 from tlray.storage import FileInfo
 
 LOCATION = "s3://bucket/datasets/photos/images"
@@ -67,7 +68,7 @@ def main() -> None:
 
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="tlray-benchmark-") as folder:
-        save_manifest(manifest, folder)
+        write_format(folder, save_manifest(manifest, folder))
         report("saved", started)
         fingerprint = manifest.fingerprint
         del manifest, known

@@ -15,6 +15,7 @@ from tlray.config import RunConfig, TrialConfig
 from tlray.config.file import dump_config
 from tlray.data.manifest import BadImage, Image, Manifest, save_manifest
 from tlray.results import TrialResult
+from tlray.runs.folder import CONFIG, PLAN, write_format
 from tlray.runs.sealed import write_checked
 from tlray.runs.trials import PREDICTIONS, write_trial_result
 from tlray.search_space import list_trials
@@ -48,10 +49,12 @@ def make_run(
         }
     )
     trials = list_trials(config)
-    storage.write_text(storage.join(run_uri, "config.yaml"), dump_config(config))
-    plan = {"trials": [{"trial_id": trial.trial_id} for trial in trials]}
-    storage.write_text(storage.join(run_uri, "plan.json"), json.dumps(plan))
-    save_manifest(_manifest(classes, num_test, bad), run_uri)
+    plan = json.dumps({"trials": [{"trial_id": trial.trial_id} for trial in trials]})
+    checksums = {
+        name: write_checked(storage.join(run_uri, name), text.encode())
+        for name, text in ((CONFIG, dump_config(config)), (PLAN, plan))
+    }
+    write_format(run_uri, checksums | save_manifest(_manifest(classes, num_test, bad), run_uri))
     random = np.random.default_rng(0)
     for place, trial in enumerate(trials[:num_ended]):
         if place in failed:

@@ -10,7 +10,6 @@ champion.json is the truth. A champion is written to the history when it comes a
 it is replaced: none that was ever in use is missing there.
 """
 
-import json
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,9 +20,14 @@ from tlray import storage
 from tlray.config import WarmStart
 from tlray.errors import InputError, StorageError, TlrayError
 from tlray.locations import CHAMPION as FILE
+from tlray.runs.sealed import parse_document, sealed
 
 HISTORY = "champions"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no checksum
+_REMEDY = (
+    f"restore it from {HISTORY}/ beside it or from another copy, or, where an earlier version of tlray wrote it, "
+    "move it away and choose the champion again with `tlray promote EXPORT`"
+)
 
 
 class ChampionChanged(TlrayError):
@@ -115,7 +119,7 @@ def promote(
         previous=restores.previous if restores is not None else held.champion.number if held is not None else None,
         restored=restores.number if restores is not None else None,
     )
-    data = champion.model_dump_json(indent=1).encode()
+    data = _text(champion)
     uri = champion_uri(home)
     if held is not None:
         _remember(home, held.champion)
@@ -171,7 +175,7 @@ def _last_number(home: str) -> int:
 
 
 def _remember(home: str, champion: Champion) -> None:
-    storage.create_exclusive(_entry(home, champion.number), champion.model_dump_json(indent=1).encode())
+    storage.create_exclusive(_entry(home, champion.number), _text(champion))
 
 
 def _entry(home: str, number: int) -> str:
@@ -183,15 +187,17 @@ def _is_entry(uri: str) -> bool:
     return ending == "json" and name.isdecimal()
 
 
+def _text(champion: Champion) -> bytes:
+    return sealed(champion.model_dump(mode="json"), indent=1).encode()
+
+
 def _parse(data: bytes, uri: str) -> Champion:
+    document = parse_document(data, uri, _REMEDY)
+    found = document.get("format_version")
+    if found != FORMAT_VERSION:
+        raise StorageError(f"{uri} has format_version {found}, this tlray reads {FORMAT_VERSION}")
     try:
-        document = json.loads(data)
-        found = document.get("format_version") if isinstance(document, dict) else None
-        if found != FORMAT_VERSION:
-            raise StorageError(f"{uri} has format_version {found}, this tlray reads {FORMAT_VERSION}")
         return Champion.model_validate(document)
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise StorageError(f"{uri} is not JSON: restore it from {HISTORY}/ beside it") from None
     except ValidationError as error:
         field = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise StorageError(f"{uri} is not a champion that tlray wrote: {field}: {error.errors()[0]['msg']}") from None

@@ -13,6 +13,8 @@ from tlray.activations.planned import ActivationSource
 from tlray.budget.estimate import Estimate
 from tlray.config import RunConfig, TrialConfig
 from tlray.data.manifest import Manifest
+from tlray.runs.folder import PLAN, read_verified
+from tlray.runs.sealed import write_checked
 
 
 class PlannedTrial(BaseModel):
@@ -64,12 +66,13 @@ class PlannedRun:
     plan: Plan
 
 
-def save_plan(plan: Plan, run_uri: str) -> None:
-    storage.write_text(_plan_uri(run_uri), plan.model_dump_json(indent=1))
+def save_plan(plan: Plan, run_uri: str) -> str:
+    """-> its sha256, for the run folder's format."""
+    return write_checked(storage.join(run_uri, PLAN), plan.model_dump_json(indent=1).encode())
 
 
 def load_plan(run_uri: str) -> Plan:
-    return Plan.model_validate_json(storage.read_text(_plan_uri(run_uri)))
+    return Plan.model_validate_json(read_verified(run_uri, PLAN))
 
 
 def plan_tables(plan: Plan) -> Group:
@@ -163,7 +166,3 @@ def in_words(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _plan_uri(run_uri: str) -> str:
-    return storage.join(run_uri, "plan.json")

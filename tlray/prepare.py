@@ -4,7 +4,6 @@ run = prepare_run(plan_run(config), new_run_uri(config))    # plan_run raises wh
 run = load_run(run_uri)                                     # what `resume`, `report` and `export` work from
 """
 
-import json
 import secrets
 import time
 from dataclasses import dataclass
@@ -14,9 +13,23 @@ from tlray import storage
 from tlray.config import BackboneConfig, RunConfig, TrialConfig
 from tlray.config.file import dump_config, parse_config
 from tlray.config.query import BackboneQuery
-from tlray.data.manifest import Manifest, load_manifest, save_manifest
-from tlray.errors import StorageError
+from tlray.data.manifest import Manifest, load_manifest, save_bad_images, save_manifest
+from tlray.errors import DamagedError, StorageError
 from tlray.plan import Plan, PlannedRun, load_plan, save_plan
+from tlray.runs.folder import (
+    BAD_IMAGES,
+    CONFIG,
+    MANIFEST,
+    PLAN,
+    RANKING,
+    is_verified,
+    read_format,
+    read_verified,
+    write_format,
+)
+from tlray.runs.notes import leave_note
+from tlray.runs.sealed import checksum_of, read_document, write_document
+from tlray.runs.trials import TRIAL, for_each, trial_uri
 from tlray.search_space import list_trials
 
 
@@ -80,31 +93,61 @@ def prepare_run(planned: PlannedRun, run_uri: str) -> Run:
     """Write the run folder of what has been planned, and with it checked."""
     if not storage.create_exclusive(storage.join(run_uri, "config.yaml"), dump_config(planned.config).encode()):
         raise StorageError(f"{run_uri} is already a run: `tlray resume` goes on with it")
-    for trial in planned.trials:
-        storage.write_text(
-            storage.join(run_uri, "trials", trial.trial_id, "trial.json"), trial.model_dump_json(indent=1)
-        )
-    save_plan(planned.plan, run_uri)
-    save_manifest(planned.manifest, run_uri)  # last: a folder with a manifest can be resumed
+    trials = {trial.trial_id: trial for trial in planned.trials}
+    for_each(list(trials), lambda trial_id: _save_trial(trials[trial_id], run_uri))
+    checksums = {CONFIG: checksum_of(dump_config(planned.config).encode()), PLAN: save_plan(planned.plan, run_uri)}
+    ranking = storage.join(run_uri, RANKING)
+    if storage.exists(ranking):  # what chose the backbones was written before they were planned
+        checksums[RANKING] = checksum_of(storage.read_bytes(ranking))
+    # the format is last: a folder that has it can be resumed
+    write_format(run_uri, checksums | save_manifest(planned.manifest, run_uri))
     return Run(run_uri, planned.config, planned.manifest, planned.trials, planned.plan)
 
 
 def load_run(run_uri: str) -> Run:
-    """An existing run; StorageError where there is none, or one that was killed before it was prepared."""
+    """An existing run; StorageError where there is none, one that was killed before it was prepared, or damage."""
     run_uri = storage.absolute(run_uri)
-    if not storage.exists(storage.join(run_uri, "config.yaml")):
-        raise StorageError(f"{run_uri} is not a run folder: it has no config.yaml")
-    if not storage.exists(storage.join(run_uri, "manifest.parquet")):
-        raise StorageError(f"{run_uri} was interrupted before its first trial: start it again with `tlray run`")
     config = load_run_config(run_uri)
     return Run(run_uri, config, load_manifest(run_uri), tuple(list_trials(config)), load_plan(run_uri))
 
 
 def load_run_config(run_uri: str) -> RunConfig:
     """The resolved configuration of an existing run, without its manifest."""
-    return parse_config(storage.read_text(storage.join(run_uri, "config.yaml")), source=run_uri)
+    return parse_config(read_verified(run_uri, CONFIG).decode(), source=run_uri)
+
+
+def load_trial(run_uri: str, trial_id: str) -> TrialConfig:
+    """One trial of a run, without all the others; worked out from the configuration again where its file is damaged."""
+    uri = trial_uri(run_uri, trial_id, TRIAL)
+    try:
+        trial = TrialConfig.model_validate(read_document(uri, "`tlray resume` makes it again"))
+        if trial.trial_id == trial_id:
+            return trial
+    except (DamagedError, storage.NotFoundError):
+        pass
+    trials = {trial.trial_id: trial for trial in list_trials(load_run_config(run_uri))}
+    if trial_id not in trials:
+        raise StorageError(f"{uri} is damaged or missing, and {CONFIG} of the run has no trial {trial_id!r}")
+    _save_trial(trials[trial_id], run_uri)
+    leave_note(run_uri, f"trials/{trial_id}: {TRIAL} was damaged or missing, and is made again from {CONFIG}")
+    return trials[trial_id]
+
+
+def check_derived(run: Run) -> None:
+    """What a resume asks of the small files beside the trials; DamagedError for one that cannot be made again."""
+    checksums = read_format(run.uri)
+    if RANKING in checksums and not is_verified(run.uri, RANKING, checksums):
+        remedy = f"restore it from a copy, or start a new run with `tlray run {run.uri}/{CONFIG}`"
+        raise DamagedError(f"{storage.join(run.uri, RANKING)} is damaged or missing: {remedy}")
+    if not is_verified(run.uri, BAD_IMAGES, checksums):
+        save_bad_images(run.manifest, run.uri)
+        leave_note(run.uri, f"{BAD_IMAGES} was damaged or missing, and is made again from {MANIFEST}")
+
+
+def _save_trial(trial: TrialConfig, run_uri: str) -> None:
+    write_document(trial_uri(run_uri, trial.trial_id, TRIAL), trial.model_dump(mode="json"))
 
 
 def finish(run: Run) -> None:
     """Mark the run folder as whole; its last write."""
-    storage.write_text(storage.join(run.uri, "DONE"), json.dumps({"finished": time.time()}))
+    write_document(storage.join(run.uri, "DONE"), {"finished": time.time()})

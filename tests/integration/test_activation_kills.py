@@ -186,7 +186,7 @@ def test_twenty_kills_corrupt_nothing_repeat_nothing_and_change_nothing(folder: 
             print(f"{kills} kills, {forwards(before)} of {total} images through the prefix", flush=True)
             if process.returncode == 0:
                 break
-            has_begun = Path(run_uri, "manifest.parquet").exists()
+            has_begun = Path(run_uri, "format").exists()
             process = start("resume", run_uri) if has_begun else start("run", str(folder / f"{name}.yaml"))
             first = process.stdout.readline() if process.stdout is not None else ""
             run_uri = first.strip().removeprefix("run folder: ")

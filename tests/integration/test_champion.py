@@ -32,6 +32,7 @@ from tlray.errors import InputError, NothingToDo, StorageError, TrialError
 from tlray.retrain import claim as claims
 from tlray.retrain.changes import all_still_there, list_data
 from tlray.retrain.claim import claim
+from tlray.runs.sealed import sealed
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
@@ -193,10 +194,10 @@ def test_there_is_nothing_to_roll_back_before_the_first(home: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "is not JSON"),
-        ('{"format_version": 2}', "has format_version 2, this tlray reads 1"),
-        ("[]", "has format_version None"),
-        ('{"format_version": 1}', "is not a champion that tlray wrote: export"),
+        ("{", "is damaged: restore it"),
+        ('{"format_version": 1}', "is damaged: restore it .* earlier version"),
+        (sealed({"format_version": 3}), "has format_version 3, this tlray reads 2"),
+        (sealed({"format_version": 2}), "is not a champion that tlray wrote: export"),
     ],
 )
 def test_a_broken_champion_file_is_named(tmp_path: Path, text: str, said: str) -> None:

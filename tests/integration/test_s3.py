@@ -18,6 +18,7 @@ from tlray import storage
 from tlray.config import DataConfig
 from tlray.data.manifest import load_manifest, make_manifest, save_manifest
 from tlray.errors import DataError, StorageError
+from tlray.runs.folder import write_format
 
 pytestmark = pytest.mark.s3
 ROOT = Path(__file__).parent.parent.parent
@@ -236,7 +237,7 @@ def test_a_local_folder_and_its_copy_on_s3_give_the_same_manifest(
 
 
 def load_manifest_after_saving(manifest: Any, run_uri: str) -> Any:
-    save_manifest(manifest, run_uri)
+    write_format(run_uri, save_manifest(manifest, run_uri))
     return load_manifest(run_uri)
 
 

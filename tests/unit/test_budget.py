@@ -1,6 +1,5 @@
 """What a budget has room for, and how it is spent."""
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from tlray.budget.clock import Budget
 from tlray.budget.worth import backbone_key, by_worth
 from tlray.config import BackboneConfig, PricesConfig, Recipe, RunConfig, StrategyConfig, TrialConfig
 from tlray.errors import StorageError
+from tlray.runs.sealed import read_document, write_document
 
 
 def trials_of(**counts: int) -> list[TrialConfig]:
@@ -184,8 +184,8 @@ def test_a_budget_that_cannot_be_kept_is_refused(fields: dict[str, object], word
 def test_time_is_counted_over_the_parts_of_an_interrupted_run_and_not_between_them(tmp_path: Path) -> None:
     first = Budget(str(tmp_path), limit=100, reserve=10)
     first.leave_out(["b", "a"])
-    content = json.loads((tmp_path / "budget.json").read_text())
-    (tmp_path / "budget.json").write_text(json.dumps({**content, "spent_seconds": 60}))
+    content = read_document(str(tmp_path / "budget.json"), "")
+    write_document(str(tmp_path / "budget.json"), {**content, "spent_seconds": 60})
     time.sleep(0.05)
     second = Budget(str(tmp_path), limit=100, reserve=10)
     assert 29 < second.left() <= 30

@@ -170,7 +170,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "results",
         "runs",
         "ranking",
-        "plan",
         "training",
     },
     "predict": {"champion", "storage", "locations", "catalogue", "backbone", "data", "training", "export", "results"},

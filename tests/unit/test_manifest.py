@@ -20,6 +20,7 @@ from tlray.config import DataConfig
 from tlray.data.manifest import Manifest, load_manifest, make_manifest, save_manifest
 from tlray.data.splits import position
 from tlray.errors import DataError, StorageError
+from tlray.runs.folder import write_format
 
 Folder = Callable[..., Path]
 
@@ -200,7 +201,7 @@ def test_a_name_that_is_not_utf8_is_bad_with_a_reason(folder: Folder, own: dict[
     shutil.copy(train / "a" / "000.png", os.path.join(os.fsencode(train / "a"), b"\xff.png"))
     manifest = manifest_of(train, **own, max_bad_fraction=0.5)
     assert [image.reason for image in manifest.bad] == ["its name is not valid UTF-8"]
-    save_manifest(manifest, str(train.parent / "run"))
+    write_format(str(train.parent / "run"), save_manifest(manifest, str(train.parent / "run")))
     assert load_manifest(str(train.parent / "run")) == manifest
 
 
@@ -210,7 +211,7 @@ def test_the_saved_manifest_comes_back_equal_and_is_readable_by_others(
     train = folder(a=4, b=4)
     (train / "a" / "page.jpg").write_text("<html>404</html>")
     manifest = manifest_of(train, **own, max_bad_fraction=0.5)
-    save_manifest(manifest, str(tmp_path / "run"))
+    write_format(str(tmp_path / "run"), save_manifest(manifest, str(tmp_path / "run")))
     assert load_manifest(str(tmp_path / "run")) == manifest
     table = pq.read_table(tmp_path / "run" / "manifest.parquet")
     assert table.column_names[:8] == ["uri", "label", "split", "content_id", "bytes", "width", "height", "status"]
@@ -223,7 +224,8 @@ def test_the_saved_manifest_comes_back_equal_and_is_readable_by_others(
 
 def test_something_else_in_the_manifests_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.parquet").write_text("nonsense")
-    with pytest.raises(StorageError, match="is not a manifest"):
+    write_format(str(tmp_path), {"manifest.parquet": "0" * 64})
+    with pytest.raises(StorageError, match=r"manifest\.parquet is damaged: restore it from a copy"):
         load_manifest(str(tmp_path))
 
 

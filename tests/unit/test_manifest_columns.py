@@ -12,6 +12,7 @@ import pytest
 
 from tlray.data.images import Image, Images
 from tlray.data.manifest import BadImage, Manifest, load_manifest, save_manifest
+from tlray.runs.folder import write_format
 
 SPLITS = ("test", "train", "val")
 
@@ -98,22 +99,12 @@ def test_the_fingerprint_depends_on_contents_classes_and_splits_alone() -> None:
 
 def test_what_is_saved_comes_back_equal_with_its_notes_and_fingerprint(tmp_path: Path) -> None:
     manifest = make_manifest_of([replace(image, shard=f"shard{image.label}", row=5) for image in make_images()])
-    save_manifest(manifest, str(tmp_path))
+    write_format(str(tmp_path), save_manifest(manifest, str(tmp_path)))
     loaded = load_manifest(str(tmp_path))
     assert loaded == manifest
     assert loaded.notes == ("a note",)
     metadata = pq.read_schema(tmp_path / "manifest.parquet").metadata
     assert metadata[b"fingerprint"].decode() == manifest.fingerprint == loaded.fingerprint
-
-
-def test_a_manifest_of_an_older_version_is_read(tmp_path: Path) -> None:
-    objects = [replace(image, version="") for image in make_images()]
-    rows = [(i.uri, i.label, i.split, i.content_id, i.num_bytes, i.width, i.height, "ok") for i in objects]
-    rows.insert(0, ("s3://b/bad.jpg", None, None, None, None, None, None, "the file is empty"))  # type: ignore[arg-type]
-    names = ["uri", "label", "split", "content_id", "bytes", "width", "height", "status"]
-    table = pa.table(dict(zip(names, zip(*rows, strict=True), strict=True)))
-    pq.write_table(table.replace_schema_metadata({"classes": '["a", "b", "c"]'}), tmp_path / "manifest.parquet")
-    assert load_manifest(str(tmp_path)) == replace(make_manifest_of(objects), notes=())
 
 
 def test_places_in_shards_are_joined_by_contents() -> None:

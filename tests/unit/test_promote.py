@@ -17,6 +17,8 @@ from tlray.config.file import dump_config
 from tlray.data.manifest import Manifest, make_manifest, save_manifest
 from tlray.errors import NothingToDo
 from tlray.predict import open_model
+from tlray.runs.folder import write_format
+from tlray.runs.sealed import write_checked, write_document
 from tlray.search_space import list_trials
 
 Promote = Callable[..., tuple[int, str, str]]
@@ -42,10 +44,11 @@ def make_run(image_folder: Path, tmp_path: Path) -> Callable[[str], Path]:
     def make(run_id: str) -> Path:
         run = tmp_path / "runs" / "birds" / run_id
         config = config_of(tmp_path)
-        storage.write_text(str(run / "config.yaml"), dump_config(config))
+        checksums = {"config.yaml": write_checked(str(run / "config.yaml"), dump_config(config).encode())}
         trial = list_trials(config)[1]
-        storage.write_text(str(run / "trials" / METRICS["trial_id"] / "trial.json"), trial.model_dump_json())
-        save_manifest(manifest(image_folder), str(run))
+        document = trial.model_copy(update={"trial_id": METRICS["trial_id"]}).model_dump(mode="json")
+        write_document(str(run / "trials" / METRICS["trial_id"] / "trial.json"), document)
+        write_format(str(run), checksums | save_manifest(manifest(image_folder), str(run)))
         shutil.copytree(small_bundle(image_folder).folder, run / "exports" / "1-test_resnet")
         return run
 

@@ -3,7 +3,6 @@
 Run: python -m pytest tests/unit/test_report.py
 """
 
-import json
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
@@ -19,6 +18,7 @@ from tlray.errors import StorageError
 from tlray.report import leaderboard_table, models_table, write_report
 from tlray.report.words import count, duration, interval, percent, points, shared_params, varying_params
 from tlray.runs.board import make_leaderboard, write_leaderboard
+from tlray.runs.sealed import write_document
 from tlray.runs.trials import load_results
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
@@ -155,7 +155,7 @@ def test_a_run_that_a_budget_ended_is_finished_and_names_what_was_left_out(tmp_p
     trials = make_run(str(tmp_path), num_ended=10)
     dropped = [trial.trial_id for trial in trials[10:]]
     spent = {"limit_seconds": 100.0, "spent_seconds": 61.0, "dropped": dropped}
-    (tmp_path / "budget.json").write_text(json.dumps(spent))
+    write_document(str(tmp_path / "budget.json"), spent)
     _, page = report(tmp_path)
     assert "unfinished" not in page.text
     assert "tlray resume" not in page.text

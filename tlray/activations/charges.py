@@ -6,7 +6,6 @@ Of the trials that share a backbone's activations, the first is charged with all
 the sum of `prefix_images_computed` over a run's rows is what was really computed.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ from tlray import storage
 from tlray.activations.keys import ActivationKey
 from tlray.activations.planned import ActivationSource
 from tlray.activations.store import ActivationStore
+from tlray.runs.sealed import read_document, write_document
 
 
 def shard_mark(run_uri: str) -> str:
@@ -42,13 +42,17 @@ def write_charges(
                     forwards[key.augmentation, key.view, entry.id] = entry.rows
         readers = {trial_id for source in readable for trial_id in source.trials}
         charged[next(trial_id for trial_id in trial_ids if trial_id in readers)] = sum(forwards.values())
-    storage.write_text(_charges_uri(run_uri), json.dumps(charged, indent=1))
+    write_document(_charges_uri(run_uri), {"images": charged})
 
 
 def load_charges(run_uri: str) -> dict[str, int]:
-    """Images by trial id; empty before the activation pass has ended."""
-    uri = _charges_uri(run_uri)
-    return json.loads(storage.read_text(uri)) if storage.exists(uri) else {}
+    """Images by trial id; empty before the activation pass has ended; DamagedError."""
+    try:
+        document = read_document(_charges_uri(run_uri), "remove it, and `tlray resume` counts again")
+    except storage.NotFoundError:
+        return {}
+    images: dict[str, int] = document["images"]
+    return images
 
 
 def _charges_uri(run_uri: str) -> str:

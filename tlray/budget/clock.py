@@ -6,14 +6,13 @@
 Counted from the sweep's start, over all parts of an interrupted run, and not while nothing runs.
 """
 
-import json
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tlray import storage
-from tlray.errors import StorageError
+from tlray.runs.sealed import read_document, write_document
 
 FILE = "budget.json"
 SAVED_EVERY = 5.0  # seconds at least, between two notes of the time that is spent
@@ -29,15 +28,12 @@ class Spent:
 
 
 def read_spent(run_uri: str) -> Spent | None:
-    """None for a run without a budget, or whose sweep has not begun; StorageError for a damaged file."""
-    uri = storage.join(run_uri, FILE)
+    """None for a run without a budget, or whose sweep has not begun; DamagedError."""
     try:
-        content = json.loads(storage.read_text(uri))
-        return Spent(content["limit_seconds"], content["spent_seconds"], tuple(content["dropped"]))
+        content = read_document(storage.join(run_uri, FILE), "remove it, and the run's time is counted from nothing")
     except storage.NotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{uri} is damaged: {error}") from None
+    return Spent(content["limit_seconds"], content["spent_seconds"], tuple(content["dropped"]))
 
 
 class Budget:
@@ -77,4 +73,4 @@ class Budget:
         """Write budget.json."""
         self._saved = time.monotonic()
         content = {"limit_seconds": self._limit, "spent_seconds": self.spent(), "dropped": self.dropped}
-        storage.write_text(self._uri, json.dumps(content))
+        write_document(self._uri, content)

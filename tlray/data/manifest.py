@@ -27,8 +27,8 @@ from tlray.data.gather import gather
 from tlray.data.images import ID_BYTES, SPLITS, BadImage, Image, Images, Split, give_back_memory, id_bytes, id_column
 from tlray.data.images import SCHEMA as IMAGES_SCHEMA
 from tlray.data.inspect import OK, Keep, Known, KnownTable
-from tlray.data.overlap import find_overlap
-from tlray.errors import StorageError
+from tlray.runs.folder import BAD_IMAGES, MANIFEST, open_verified
+from tlray.runs.sealed import write_checked
 
 __all__ = ["BadImage", "Image", "Images", "Manifest", "Split", "load_manifest", "make_manifest", "save_manifest"]
 
@@ -48,7 +48,6 @@ SCHEMA = pa.schema(
         ("row", pa.int32()),
     ]
 )
-LATER = {"version": "", "shard": "", "row": -1}  # columns that older manifests lack
 
 
 @dataclass(frozen=True)
@@ -137,10 +136,9 @@ def make_manifest(data: DataConfig, *, known: Known | pa.Table | None = None, ke
     return Manifest(found.classes, found.images, found.bad, found.notes, found.warnings)
 
 
-def save_manifest(manifest: Manifest, run_uri: str) -> None:
-    """Write bad_images.jsonl and then manifest.parquet into the run folder."""
-    lines = [json.dumps({"uri": image.uri, "reason": image.reason}, ensure_ascii=False) for image in manifest.bad]
-    storage.write_text(storage.join(run_uri, "bad_images.jsonl"), "".join(line + "\n" for line in lines))
+def save_manifest(manifest: Manifest, run_uri: str) -> dict[str, str]:
+    """Write bad_images.jsonl and manifest.parquet into the run folder -> sha256 by name, for its format."""
+    checksums = {BAD_IMAGES: save_bad_images(manifest, run_uri)}
     metadata = {
         "classes": json.dumps(manifest.classes),
         "fingerprint": manifest.fingerprint,
@@ -149,29 +147,31 @@ def save_manifest(manifest: Manifest, run_uri: str) -> None:
     }
     with tempfile.TemporaryDirectory(prefix="tlray-manifest-") as folder:
         schema = SCHEMA.with_metadata(metadata)
-        with pq.ParquetWriter(Path(folder) / "manifest.parquet", schema) as writer:
+        with pq.ParquetWriter(Path(folder) / MANIFEST, schema) as writer:
             for batch in _file_batches(manifest):
                 writer.write_batch(batch.cast(schema))
+        with (Path(folder) / MANIFEST).open("rb") as file:
+            checksums[MANIFEST] = hashlib.file_digest(file, "sha256").hexdigest()
         storage.upload_folder(Path(folder), run_uri)
+    return checksums
+
+
+def save_bad_images(manifest: Manifest, run_uri: str) -> str:
+    """bad_images.jsonl, for people and other programs -> its sha256."""
+    lines = [json.dumps({"uri": image.uri, "reason": image.reason}, ensure_ascii=False) for image in manifest.bad]
+    return write_checked(storage.join(run_uri, BAD_IMAGES), "".join(line + "\n" for line in lines).encode())
 
 
 def load_manifest(run_uri: str) -> Manifest:
-    """The manifest of a run folder, equal to the one saved; those of older versions too."""
-    uri = storage.join(run_uri, "manifest.parquet")
-    try:
-        with storage.open_file(uri) as stream, parquet.open_file(stream) as file:
-            metadata = file.schema_arrow.metadata or {}
-            classes = tuple(json.loads(metadata[b"classes"]))
-            notes, warnings = (tuple(json.loads(metadata.get(key, b"[]"))) for key in (b"notes", b"warnings"))
-            usable = pc.equal(parquet.read(file, ["status"]).column(0), OK).combine_chunks()
-            columns = [_column(file, field, usable) for field in IMAGES_SCHEMA]
-            left_out = parquet.read(file, ["uri", "status"]).filter(pc.invert(usable)) if usable.false_count else None
-    except (pa.ArrowException, KeyError, TypeError):
-        raise StorageError(f"{uri} is not a manifest that tlray wrote") from None
+    """The manifest of a run folder, equal to the one saved; DamagedError."""
+    with open_verified(run_uri, MANIFEST) as path, path.open("rb") as stream, parquet.open_file(stream) as file:
+        metadata = file.schema_arrow.metadata
+        classes, notes, warnings = (tuple(json.loads(metadata[key])) for key in (b"classes", b"notes", b"warnings"))
+        usable = pc.equal(parquet.read(file, ["status"]).column(0), OK).combine_chunks()
+        columns = [_column(file, field, usable) for field in IMAGES_SCHEMA]
+        left_out = parquet.read(file, ["uri", "status"]).filter(pc.invert(usable)) if usable.false_count else None
     bad = zip(left_out["uri"].to_pylist(), left_out["status"].to_pylist(), strict=True) if left_out else ()
     images = Images(pa.table(columns, schema=IMAGES_SCHEMA))
-    if b"warnings" not in metadata:  # of an earlier version, which left no image out
-        warnings = find_overlap(images, classes).warnings_of_leaks()
     return Manifest(classes, images, tuple(BadImage(*one) for one in bad), notes, warnings)
 
 
@@ -196,8 +196,6 @@ def _file_batches(manifest: Manifest) -> Iterator[pa.RecordBatch]:
 def _column(file: parquet.ParquetFile, field: pa.Field, usable: pa.BooleanArray) -> pa.Array:
     """One of a manifest's columns, of the rows that are usable; read and converted in pieces, as all of it is large."""
     name = "bytes" if field.name == "num_bytes" else field.name
-    if name in LATER and name not in file.schema_arrow.names:
-        return pa.array([LATER[name]] * usable.true_count, field.type)
     give_back_memory()
     pieces, start = [pa.array([], field.type)], 0
     for batch in parquet.batches(file, AT_ONCE, [name]):

@@ -8,13 +8,15 @@ from collections.abc import Callable
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tlray import parquet, storage
+from tlray import parquet
 from tlray.config import RunConfig
 from tlray.data.inspect import OK
 from tlray.data.manifest import Manifest, make_manifest
 from tlray.data.prepared import prepare_manifest, with_preparation
 from tlray.distributed.prepare_pass import prepare_on_cluster
+from tlray.errors import StorageError
 from tlray.prepare import with_absolute_locations
+from tlray.runs.folder import MANIFEST, open_verified
 
 INSPECTED = ("uri", "version", "content_id", "bytes", "width", "height", "status")
 
@@ -24,7 +26,7 @@ def make_manifest_on_cluster(
 ) -> Manifest:
     """New images are read by the cluster where images are kept in shards, else here; DataError as `make_manifest`.
 
-    `earlier_run`: a run folder whose manifest says what files of the same version hold; it may be gone.
+    `earlier_run`: a run folder whose manifest says what files of the same version hold; it may be gone or damaged.
     """
     data = with_preparation(with_absolute_locations(config).data)
     if data.prepare == "always":
@@ -35,10 +37,12 @@ def make_manifest_on_cluster(
 
 def _inspected(run_uri: str | None) -> pa.Table | None:
     """What a run's manifest knows of files with a version, as `make_manifest` takes it."""
-    uri = storage.join(run_uri, "manifest.parquet") if run_uri is not None else ""
-    if not uri or not storage.exists(uri):
+    if run_uri is None:
         return None
-    with storage.open_file(uri) as stream, parquet.open_file(stream) as file:
-        table = parquet.read(file, INSPECTED)
+    try:
+        with open_verified(run_uri, MANIFEST) as path, path.open("rb") as stream, parquet.open_file(stream) as file:
+            table = parquet.read(file, INSPECTED)
+    except StorageError:  # every image is read again
+        return None
     table = table.filter(pc.and_(pc.equal(table["status"], OK), pc.not_equal(table["version"], "")))
     return table.rename_columns(["num_bytes" if name == "bytes" else name for name in table.column_names])

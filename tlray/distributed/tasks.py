@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 
-from tlray import storage
+from tlray import prepare, storage
 from tlray.activations.charges import shard_mark
 from tlray.activations.chunks import Chunk
 from tlray.budget.machines import Machines
@@ -166,7 +166,7 @@ def conclude_task(run_uri: str, trial_id: str, num_threads: int) -> Any:
 
 def load_trial(run_uri: str, trial_id: str) -> TrialConfig:
     _check_shared(run_uri)
-    return TrialConfig.model_validate_json(storage.read_text(storage.join(run_uri, "trials", trial_id, "trial.json")))
+    return prepare.load_trial(run_uri, trial_id)
 
 
 def check_gpu() -> None:

@@ -14,6 +14,8 @@ from tlray import storage
 from tlray.config import BackboneConfig, RankingConfig, RunConfig
 from tlray.errors import BackboneError
 from tlray.ranking.scores import NAMES
+from tlray.runs.folder import RANKING
+from tlray.runs.sealed import read_document, write_document
 
 
 class RankedBackbone(BaseModel):
@@ -113,11 +115,16 @@ def describe_choice(ranking: Ranking) -> str:
 
 
 def save_ranking(ranking: Ranking, run_uri: str) -> None:
-    storage.write_text(_uri(run_uri), ranking.model_dump_json(indent=1))
+    write_document(storage.join(run_uri, RANKING), ranking.model_dump(mode="json"))
 
 
 def load_ranking(run_uri: str) -> Ranking | None:
-    return Ranking.model_validate_json(storage.read_text(_uri(run_uri))) if storage.exists(_uri(run_uri)) else None
+    """None where the run has none; DamagedError."""
+    try:
+        document = read_document(storage.join(run_uri, RANKING), "restore it from a copy, or rank again in a new run")
+    except storage.NotFoundError:
+        return None
+    return Ranking.model_validate(document)
 
 
 def _merits(scores: Sequence[dict[str, float | None]], name: str) -> list[float]:
@@ -135,7 +142,3 @@ def _value(row: RankedBackbone, score: str) -> str:
         return f" ({row.error})"
     value = row.scores.get(score)
     return f" (rank {row.rank})" if value is None else f" ({value:.3f})"
-
-
-def _uri(run_uri: str) -> str:
-    return storage.join(run_uri, "ranking.json")

@@ -15,6 +15,7 @@ from tlray.data.manifest import Manifest, Split, load_manifest
 from tlray.report.ranking import Found, read_found
 from tlray.results import Leaderboard
 from tlray.runs.board import make_leaderboard
+from tlray.runs.folder import CONFIG, PLAN, read_verified
 from tlray.runs.trials import for_each, read_predictions, read_recorded, trial_uri
 from tlray.training.record import load_history
 
@@ -93,9 +94,9 @@ class RunContent:
 def read_run(run_uri: str) -> RunContent:
     """Everything that the report shows; StorageError where `run_uri` is not a run folder."""
     run_uri = storage.absolute(run_uri)
-    config_text = storage.read_text(storage.join(run_uri, "config.yaml"))
+    config_text = read_verified(run_uri, CONFIG).decode()
     config = parse_config(config_text, source=run_uri)
-    plan = json.loads(storage.read_text(storage.join(run_uri, "plan.json")))
+    plan = json.loads(read_verified(run_uri, PLAN))
     planned = tuple(trial["trial_id"] for trial in plan["trials"])
     manifest = load_manifest(run_uri)
     leaderboard = make_leaderboard(run_uri, seed=config.seed)

@@ -7,10 +7,11 @@ import json
 
 from tlray import storage
 from tlray.champion import Candidate
-from tlray.config import TrialConfig, WarmStart
+from tlray.config import WarmStart
 from tlray.data.manifest import load_manifest
 from tlray.errors import DataError, InputError
 from tlray.export.files import CHECKSUMS, METRICS, read_bundle_config, read_checksums, read_verified
+from tlray.prepare import load_trial
 
 SCORES = ("val_accuracy", "test_accuracy", "test_macro_f1", "gain", "gain_low", "gain_high")
 
@@ -83,8 +84,7 @@ def home_of(target: str, default_storage: str) -> str:
 
 
 def _start(run: str, trial_id: str) -> WarmStart | None:
-    uri = storage.join(run, "trials", trial_id, "trial.json")
-    if not trial_id or not storage.exists(uri):
+    if not trial_id:
         return None
-    trial = TrialConfig.model_validate_json(storage.read_text(uri))
+    trial = load_trial(run, trial_id)
     return WarmStart(backbone=trial.backbone, strategy=trial.strategy, training=trial.recipe)

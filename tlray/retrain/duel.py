@@ -7,20 +7,20 @@ from tlray.champion import Champion
 from tlray.conclude import export_best
 from tlray.config import RunConfig
 from tlray.data.manifest import Manifest, load_manifest
-from tlray.errors import StorageError, TrialError
+from tlray.errors import DamagedError, StorageError, TrialError
 from tlray.prepare import Run
 from tlray.retrain.candidate import read_candidate
 from tlray.retrain.features import drift_of
 from tlray.retrain.images import compare, judged_images, names_of
 from tlray.retrain.record import Record
 from tlray.retrain.verdict import judge
-from tlray.runs.board import load_leaderboard
+from tlray.runs.board import make_leaderboard
 from tlray.runs.trials import load_results
 
 
 def make_record(config: RunConfig, run: Run, champion: Champion | None, cause: str, seconds: float) -> Record:
     """All about a finished sweep; TrialError when only its baseline has succeeded."""
-    exports = export_best(run, load_leaderboard(run.uri), 1)
+    exports = export_best(run, make_leaderboard(run.uri, seed=run.config.seed), 1)
     if not exports:
         raise TrialError(f"{run.uri}: no trial beside the baseline has succeeded, so there is no challenger")
     challenger = read_candidate(exports[0], run.uri)
@@ -55,10 +55,15 @@ def make_record(config: RunConfig, run: Run, champion: Champion | None, cause: s
 
 
 def _manifest_of(champion: Champion | None) -> Manifest | None:
-    """What the champion comes from; None where its run folder is gone or it has none."""
+    """What the champion comes from; None where its run folder is gone or of another version, or it has none.
+
+    DamagedError where it is damaged: without it, images that the champion has learned from would judge it.
+    """
     if champion is None or champion.run is None:
         return None
     try:
         return load_manifest(champion.run)
+    except DamagedError:
+        raise
     except StorageError:
         return None

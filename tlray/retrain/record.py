@@ -15,6 +15,7 @@ from tlray.retrain.drift import Drift
 from tlray.retrain.images import Growth
 from tlray.retrain.state import Verdict as Outcome
 from tlray.retrain.verdict import Verdict
+from tlray.runs.sealed import read_document, write_document
 
 FILE = "retrain.json"
 
@@ -51,13 +52,16 @@ class Record(BaseModel):
 
 
 def save_record(record: Record) -> None:
-    storage.write_text(_uri(record.run), record.model_dump_json(indent=1))
+    write_document(_uri(record.run), record.model_dump(mode="json"))
 
 
 def load_record(run_uri: str) -> Record | None:
-    """None for a run that was not judged yet."""
-    uri = _uri(run_uri)
-    return Record.model_validate_json(storage.read_text(uri)) if storage.exists(uri) else None
+    """None for a run that was not judged yet; DamagedError."""
+    try:
+        document = read_document(_uri(run_uri), "remove it, and the next retraining judges the run again")
+    except storage.NotFoundError:
+        return None
+    return Record.model_validate(document)
 
 
 def message(record: Record, champion_number: int, report_uri: str) -> dict[str, Any]:

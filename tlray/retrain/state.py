@@ -6,14 +6,13 @@
 Only the holder of the claim writes it.
 """
 
-import json
 import time
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from tlray import storage
-from tlray.errors import StorageError
+from tlray.runs.sealed import read_document, write_document
 
 FILE = "retrain.json"
 NUM_KEPT = 100  # judgements
@@ -77,12 +76,10 @@ def load_state(home: str) -> State:
     """Empty before the first retraining."""
     uri = storage.join(home, FILE)
     try:
-        return State.model_validate(json.loads(storage.read_bytes(uri)))
+        return State.model_validate(read_document(uri, "remove it, and the next retraining judges anew"))
     except storage.NotFoundError:
         return State()
-    except (ValueError, ValidationError):
-        raise StorageError(f"{uri} is not what tlray wrote: remove it, and the next retraining judges anew") from None
 
 
 def save_state(home: str, state: State) -> None:
-    storage.write_text(storage.join(home, FILE), state.model_dump_json(indent=1))
+    write_document(storage.join(home, FILE), state.model_dump(mode="json"))

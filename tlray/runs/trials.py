@@ -3,7 +3,8 @@
     states = read_states(run_uri, trial_ids)           # many at once: on S3 each is a round trip
     results = load_results(run_uri)                    # of all trials that have ended
 
-    trials/<id>/result.json    the final row, and the checksums of what it was made from; written last
+    trials/<id>/trial.json     what is to be trained; worked out from the configuration again where it is damaged
+                result.json    the final row, and the checksums of what it was made from; written last
                 stopped        the scheduler has stopped the trial, which is still to be scored
 
 A trial with a result.json has ended, whatever results.jsonl or a mark may say; a failed one is tried again by a resume.
@@ -24,7 +25,7 @@ from tlray.results import TrialResult
 from tlray.runs.sealed import read_checked, read_document, write_document
 
 READERS = 32  # threads
-RESULT, PREDICTIONS, STOPPED = "result.json", "test_predictions.parquet", "stopped"
+TRIAL, RESULT, PREDICTIONS, STOPPED = "trial.json", "result.json", "test_predictions.parquet", "stopped"
 SCORE_AGAIN = "`tlray resume` scores the trial again"
 TRAIN_AGAIN = "`tlray resume` goes back to the last whole checkpoint of the trial"
 

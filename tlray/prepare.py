@@ -4,12 +4,15 @@ run = prepare_run(plan_run(config), new_run_uri(config))    # plan_run raises wh
 run = load_run(run_uri)                                     # what `resume`, `report` and `export` work from
 """
 
+import math
 import secrets
 import time
 from dataclasses import dataclass
 from typing import Any
 
 from tlray import storage
+from tlray.budget.choice import limit_seconds
+from tlray.budget.clock import read_spent
 from tlray.config import BackboneConfig, RunConfig, TrialConfig
 from tlray.config.file import dump_config, parse_config
 from tlray.config.query import BackboneQuery
@@ -29,7 +32,7 @@ from tlray.runs.folder import (
 )
 from tlray.runs.notes import leave_note
 from tlray.runs.sealed import checksum_of, read_document, write_document
-from tlray.runs.trials import TRIAL, for_each, trial_uri
+from tlray.runs.trials import RESULT, TRIAL, for_each, trial_uri, trials_with
 from tlray.search_space import list_trials
 
 
@@ -139,6 +142,8 @@ def check_derived(run: Run) -> None:
     if RANKING in checksums and not is_verified(run.uri, RANKING, checksums):
         remedy = f"restore it from a copy, or start a new run with `tlray run {run.uri}/{CONFIG}`"
         raise DamagedError(f"{storage.join(run.uri, RANKING)} is damaged or missing: {remedy}")
+    if math.isfinite(limit_seconds(run.config)) and read_spent(run.uri) is None and trials_with(run.uri, RESULT):
+        leave_note(run.uri, "budget.json is missing; the run's time is counted from nothing")
     if not is_verified(run.uri, BAD_IMAGES, checksums):
         save_bad_images(run.manifest, run.uri)
         leave_note(run.uri, f"{BAD_IMAGES} was damaged or missing, and is made again from {MANIFEST}")

@@ -68,7 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # what is decided before a run
     "budget": {"runs", "config", "storage", "activations"},
     "plan": {"runs", "config", "storage", "data", "activations", "budget"},
-    "prepare": {"runs", "config", "search_space", "storage", "data", "plan"},
+    "prepare": {"runs", "budget", "config", "search_space", "storage", "data", "plan"},
     # one trial
     "training": {
         "config",

@@ -33,6 +33,7 @@ from tlray.retrain.record import Record, load_record, message, save_record
 from tlray.retrain.search import search_config
 from tlray.retrain.state import Judgement, Pending, State, load_state, save_state
 from tlray.retrain.webhook import post
+from tlray.runs.folder import FORMAT
 
 if TYPE_CHECKING:
     from tlray.prepare import Run
@@ -147,7 +148,7 @@ def _goes_on(job: Job, pending: Pending) -> bool:
     Images that came since are for the next retraining: with data that grow all the time, an interrupted one would
     otherwise never be finished.
     """
-    if pending.settings != job.settings or not storage.exists(storage.join(pending.run, "manifest.parquet")):
+    if pending.settings != job.settings or not storage.exists(storage.join(pending.run, FORMAT)):
         return False
     return pending.listing == job.listing or all_still_there(load_manifest(pending.run), job.config.data)
 

@@ -24,6 +24,8 @@ from tlray.training.checkpoint import read_tensors, write_tensors
 from tlray.training.loop import is_done
 from tlray.training.record import PROGRESS, Progress, parse_progress
 
+ANEW = "the trials that were trained together start again"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -98,7 +100,11 @@ class GroupFolder:
         except DamagedError:
             self._begin_anew(f"{PROGRESS} is damaged")
             return
-        if last["state"] is None or self._has_state(last):
+        if last["state"] is None:
+            if len(self._states()) > 1:  # the second is written after the first progress
+                self._note(f"{PROGRESS} is missing; {ANEW}")
+            return
+        if self._has_state(last):
             return
         reason = f"{last['state']} is damaged or missing"
         if last["before"] is None or not self._has_state(last["before"]):
@@ -110,15 +116,21 @@ class GroupFolder:
     def delete(self) -> None:
         """Remove the group's files; the progress first, so that it never names a state that is gone."""
         storage.delete(self._progress_uri)
-        for info in list(storage.list_files(self.uri)):
-            storage.delete(info.uri)
+        for uri in self._states():
+            storage.delete(uri)
+
+    def _states(self) -> list[str]:
+        try:
+            return [info.uri for info in storage.list_files(self.uri)]
+        except storage.NotFoundError:
+            return []
 
     def _has_state(self, committed: dict[str, Any]) -> bool:
         return is_whole(storage.join(self.uri, committed["state"]), committed["checksum"])
 
     def _begin_anew(self, reason: str) -> None:
         storage.delete(self._progress_uri)
-        self._note(f"{reason}; the trials that were trained together start again")
+        self._note(f"{reason}; {ANEW}")
 
     def _note(self, text: str) -> None:
         leave_note(self._run_uri, f"groups/{self.uri.rpartition('/')[2]}: {text}")

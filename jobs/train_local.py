@@ -15,9 +15,8 @@ def train() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of the configuration")
     options = parser.parse_args()
 
-    from rich.console import Console
-
     from tlray.cli.common import exit_on_error, load_checked, print_run
+    from tlray.console import PlainConsole
     from tlray.local import run_local
     from tlray.prepare import new_run_uri
 
@@ -25,7 +24,7 @@ def train() -> None:
         config = load_checked(options.config, options.overrides)
         run_uri = new_run_uri(config)
         print_run(run_uri)
-        run_local(config, options.trial, run_uri, Console())
+        run_local(config, options.trial, run_uri, PlainConsole())
         print_run(run_uri)
 
 

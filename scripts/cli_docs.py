@@ -24,7 +24,8 @@ def render() -> str:
     sections = [
         "# The command line",
         "Written by `make docs` from the commands' own help; a test keeps it current.",
-        "Exit codes: 0 done, 1 the work failed, 2 the input is wrong, 3 nothing to do, 130 interrupted (resumable).",
+        "Exit codes: 0 done, 1 the work failed, 2 the input is wrong, 3 nothing to do, or another process is at work "
+        "on it, 130 interrupted (resumable).",
         _block(root.get_help(context)),
     ]
     for name in root.list_commands(context):

@@ -17,8 +17,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tlray import storage
+from tlray.bundle_sums import CHECKSUMS, CONFIG, check_whole, read_checksums, read_verified
 from tlray.config import WarmStart
-from tlray.errors import InputError, StorageError, TlrayError
+from tlray.errors import DataError, InputError, StorageError, TlrayError
 from tlray.locations import CHAMPION as FILE
 from tlray.runs.sealed import parse_document, sealed
 
@@ -49,6 +50,7 @@ class Candidate(BaseModel):
     metrics: dict[str, float | None]  # accuracies and gain as its own run has measured them, fractions
     fingerprint: str | None  # of the run's images: Manifest.fingerprint
     start: WarmStart | None  # the trial in full, for the next search to begin with
+    checkpoint_sha256: str | None = None  # of the weights; a bundle of others is another model
 
 
 class Champion(Candidate):
@@ -161,12 +163,18 @@ def history(home: str) -> tuple[Champion, ...]:
 
 
 def check_export(champion: Champion) -> None:
-    """StorageError when the champion's bundle is no longer there."""
-    if not storage.exists(storage.join(champion.export, "SHA256SUMS")):
-        raise StorageError(
-            f"{champion.export}, the export of champion {champion.number}, is gone: put it back, or choose another "
-            "one with `tlray promote EXPORT`"
-        )
+    """StorageError when the champion's bundle is no longer there, is damaged, or is of another model."""
+    remedy = "put it back, or choose another one with `tlray promote EXPORT`"
+    which = f"{champion.export}, the export of champion {champion.number}"
+    if not storage.exists(storage.join(champion.export, CHECKSUMS)):
+        raise StorageError(f"{which}, is gone: {remedy}")
+    try:
+        check_whole(champion.export)
+        config = json.loads(read_verified(champion.export, CONFIG, read_checksums(champion.export)))
+    except DataError as error:
+        raise StorageError(f"{which}, is damaged ({error}): {remedy}") from None
+    if champion.checkpoint_sha256 not in (None, config.get("checkpoint_sha256")):
+        raise StorageError(f"{which}, holds another model now, of {config.get('trial_id')}: {remedy}")
 
 
 def _last_number(home: str) -> int:

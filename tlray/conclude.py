@@ -4,24 +4,27 @@ outcome = conclude(run, console)      # the same after a sweep, after a resume a
 """
 
 import re
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from rich.console import Console
 
 from tlray import storage
+from tlray.champion import history
 from tlray.data.decode import decode
 from tlray.data.images import Split
 from tlray.data.read import image_reader
 from tlray.data.transforms import eval_transform
 from tlray.errors import TrialError
 from tlray.export import export_bundle
+from tlray.export.of_run import FOLDER, is_current, remove_outdated
 from tlray.prepare import Run, finish
 from tlray.report import agreement_table, leaderboard_table, read_found, write_report
 from tlray.results import Leaderboard, LeaderboardRow, Outcome
 from tlray.runs.board import write_leaderboard
 from tlray.runs.notes import read_notes
-from tlray.runs.trials import load_results
+from tlray.runs.trials import checkpoint_of, load_results
 from tlray.training.trial import load_trained
 
 NUM_SAMPLES = 8  # test images on which the formats of an export are compared
@@ -46,15 +49,25 @@ def conclude(run: Run, console: Console) -> Outcome:
 
 
 def export_best(run: Run, leaderboard: Leaderboard, top_k: int) -> tuple[str, ...]:
-    """Export bundles of the `top_k` best trials that are not the baseline, unless they are there already."""
+    """Bundles of the `top_k` best trials that are not the baseline: what lies there already is verified first.
+
+    Bundles that are not of the trial whose rank they bear are removed, but for those that were ever a champion's.
+    """
     best = [row for row in leaderboard.rows if row.rank and not row.is_baseline][:top_k]
-    return tuple(_export(run, row) for row in best)
+    promoted = {one.export: one.checkpoint_sha256 for one in history(run.uri.rpartition("/")[0])}
+    exports = tuple(_export(run, row, promoted) for row in best)
+    remove_outdated(run.uri, leaderboard.rows, {*exports, *promoted})
+    return exports
 
 
-def _export(run: Run, row: LeaderboardRow) -> str:
+def _export(run: Run, row: LeaderboardRow, promoted: Mapping[str, str | None]) -> str:
+    """`promoted`: bundle -> checkpoint of every champion; such a bundle is not replaced by another model's."""
+    _, checkpoint = checkpoint_of(run.uri, row.trial_id)
     name = re.sub(r"[^A-Za-z0-9_.]+", "-", row.backbone.rpartition("/")[2])
-    destination = storage.join(run.uri, "exports", f"{row.rank}-{name}")
-    if storage.exists(storage.join(destination, "SHA256SUMS")):  # written last
+    destination = storage.join(run.uri, FOLDER, f"{row.rank}-{name}")
+    if promoted.get(destination, checkpoint) != checkpoint:
+        destination = f"{destination}-{checkpoint[:8]}"
+    if is_current(destination, row, checkpoint, run.manifest.classes):
         return destination
     trial = next(trial for trial in run.trials if trial.trial_id == row.trial_id)
     backbone = load_trained(trial, run.uri, len(run.manifest.classes))
@@ -77,6 +90,7 @@ def _export(run: Run, row: LeaderboardRow) -> str:
         },
         samples=torch.stack(samples),
         destination=destination,
+        checkpoint_sha256=checkpoint,
     )
 
 

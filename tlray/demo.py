@@ -58,5 +58,7 @@ def run_demo(config: RunConfig, run_uri: str, console: Console) -> Outcome:
     )
     files = [info.uri for info in storage.list_files(test)]
     for prediction in predict(outcome.exports[0], files[:: max(1, len(files) // NUM_PREDICTIONS)][:NUM_PREDICTIONS]):
-        console.print(f"  {prediction.uri}: {prediction.label} ({prediction.confidence:.2f})", highlight=False)
+        console.print(
+            f"  {prediction.uri}: {prediction.label} ({prediction.confidence:.2f})", highlight=False, markup=False
+        )
     return outcome

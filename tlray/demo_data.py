@@ -4,7 +4,6 @@ The weights are an ordinary file that the configuration names as `weights:`, so 
 on anybody's images. What is there already is not made again.
 """
 
-import tempfile
 from dataclasses import dataclass
 
 from safetensors.torch import save
@@ -14,6 +13,7 @@ from tlray.backbone import build_backbone
 from tlray.config import BackboneConfig, DataConfig, Recipe, StrategyConfig, SyntheticConfig, TrialConfig
 from tlray.data.manifest import make_manifest
 from tlray.data.synthetic import make_dataset
+from tlray.scratch import temporary_folder
 from tlray.training.checkpoint import TrialFolder
 from tlray.training.loop import Feed, fit
 from tlray.training.trial import manifest_images
@@ -65,9 +65,9 @@ def _pretrain(source: str, seed: int) -> bytes:
     worker = local_worker()
     backbone = build_backbone(BACKBONE, images.num_classes, seed=seed)
     streams = images.open_streams(backbone.preprocessing, trial.recipe, seed, worker)
-    with tempfile.TemporaryDirectory() as scratch:
+    with temporary_folder("demo") as scratch:
         feed = Feed(streams, backbone.model)
-        fit(backbone, lambda trainable_blocks: feed, trial, worker, TrialFolder(scratch), lambda metrics: None)
+        fit(backbone, lambda trainable_blocks: feed, trial, worker, TrialFolder(str(scratch)), lambda metrics: None)
     library, _, architecture = BACKBONE.id.partition("/")
     metadata = {
         "library": library,

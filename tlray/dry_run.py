@@ -4,6 +4,7 @@ console.print(dry_run_of_resume(load_run(run_uri)))
 """
 
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -40,7 +41,7 @@ def dry_run_of_resume(run: Run) -> Group:
         if row is None or row.status == "failed":
             left.append(trial.trial_id)
         state = "no row yet" if row is None else row.status + (f": {row.error}" if row.error else "")
-        table.add_row(trial.trial_id, state, "runs it" if trial.trial_id in left else "leaves it")
+        table.add_row(trial.trial_id, escape(state), "runs it" if trial.trial_id in left else "leaves it")
     lines = [f"{len(left)} of {len(run.trials)} trials are left"]
     if run.plan.estimate is not None and left:
         costs = [cost for cost in run.plan.estimate.costs if cost.trial_id in left]

@@ -22,6 +22,7 @@ from types import FrameType
 from typing import NoReturn, TextIO
 
 from tlray.errors import Interrupted, TlrayError, TrialError
+from tlray.printable import in_one_line
 
 GRACE = 15.0  # seconds for the way out
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -104,11 +105,12 @@ def interruptible(remedy: str) -> Iterator[None]:
             _ending.stop, _ending.raised = None, False
 
 
-def stop(exit_code: int, reason: str) -> None:
-    """End what this process does, from any thread; without effect where it does nothing that can be stopped."""
+def stop(exit_code: int, reason: str) -> bool:
+    """End what this process does, from any thread; False where it does nothing that can be stopped."""
     if _ending.stop is None and not _ending.finishing and (_ending.owned or _ending.remedies):
         _begin(_Stop(exit_code, reason))
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+    return _ending.stop is not None
 
 
 def renew_handlers() -> None:
@@ -125,6 +127,7 @@ def at_hard_end(release: Callable[[], None]) -> None:
 
 def say(line: str) -> None:
     """The one line of an end that came early, on stderr; in a command's own process a second one is not printed."""
+    line = in_one_line(line)
     if not _ending.owned:
         with contextlib.suppress(OSError):
             print(line, file=sys.stderr, flush=True)

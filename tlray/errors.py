@@ -11,7 +11,8 @@ TlrayError                 1  the work failed
 │   │   └── DamagedError          a file that is not what was written
 │   └── ClusterError          more than the cluster has
 ├── TrialError             1  a trial could not be carried out
-├── NothingToDo            3  a retraining of what has been judged already, or beside another one
+├── NothingToDo            3  a retraining of what has been judged already
+│   └── HeldElsewhere          another process is at work on the same run, or retrains
 └── Interrupted          130  stopped from outside; `tlray resume` goes on
 """
 
@@ -63,6 +64,10 @@ class TrialError(TlrayError):
 
 class NothingToDo(TlrayError):
     exit_code = 3
+
+
+class HeldElsewhere(NothingToDo):
+    pass
 
 
 class Interrupted(TlrayError):

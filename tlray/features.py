@@ -8,7 +8,6 @@ and joined in the order of the forward.
 """
 
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from tlray.activations.store import ActivationStore
 from tlray.config import RunConfig, StrategyConfig
 from tlray.errors import BackboneError
 from tlray.prepare import Run
+from tlray.scratch import temporary_folder
 
 ROWS_AT_ONCE = 1024
 
@@ -49,10 +49,10 @@ def write_features(run: Run, store: ActivationStore) -> tuple[str, ...]:
         if not source.materialise:
             raise BackboneError(f"{source.backbone.id}: no features: {source.reason}")
         name = re.sub(r"[^A-Za-z0-9_.]+", "-", source.backbone.id.rpartition("/")[2])
-        with tempfile.TemporaryDirectory(prefix="tlray-features-") as folder:
-            path = Path(folder) / f"{len(written):02d}-{name}.parquet"
+        with temporary_folder("features") as folder:
+            path = folder / f"{len(written):02d}-{name}.parquet"
             _write_parquet(run, source, store, path)
-            storage.upload_folder(Path(folder), storage.join(run.uri, "features"))
+            storage.upload_folder(folder, storage.join(run.uri, "features"))
         written.append(storage.join(run.uri, "features", path.name))
     return tuple(written)
 

@@ -9,6 +9,7 @@ from tlray.activations.local_pass import compute_here
 from tlray.conclude import Outcome, conclude
 from tlray.config import RunConfig
 from tlray.errors import ConfigError
+from tlray.lease import hold_run
 from tlray.planning import plan_run
 from tlray.prepare import Run, prepare_run
 from tlray.runs.board import append_result
@@ -24,7 +25,8 @@ def run_local(config: RunConfig, trial_id: str | None, run_uri: str, console: Co
     ids = [trial.trial_id for trial in planned.trials if not trial.is_baseline]
     if trial_id is not None and trial_id not in ids:
         raise ConfigError(f"there is no trial {trial_id!r}; this configuration has {', '.join(ids)}")
-    return _train(prepare_run(planned, run_uri), trial_id or ids[0], console)
+    with hold_run(run_uri, "jobs/train_local.py"):
+        return _train(prepare_run(planned, run_uri), trial_id or ids[0], console)
 
 
 def _train(run: Run, trial_id: str, console: Console) -> Outcome:

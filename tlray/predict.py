@@ -15,13 +15,15 @@ import torch
 from tlray import storage
 from tlray.backbone import load_classifier
 from tlray.catalogue import is_library
-from tlray.champion import load_champion
-from tlray.data.inputs import expand, files_below
+from tlray.champion import check_export, load_champion
+from tlray.data.inputs import expand
 from tlray.data.labelled import open_labelled
 from tlray.errors import DataError, InputError
 from tlray.export.model import Model, Prediction, load
+from tlray.export.of_run import bundles, champion_bundle
 from tlray.locations import CHAMPION, CHECKSUMS, Location, describe_missing, locate
 from tlray.results import Evaluation, UnreadableImage
+from tlray.runs.board import LEADERBOARD
 from tlray.training.metrics import ClassificationSums
 
 LOGITS_PER_UPDATE = 256
@@ -130,28 +132,24 @@ def _missing_model(model_ref: str) -> InputError:
 
 
 def _bundle_at(model_ref: str, location: Location) -> str:
-    """The bundle itself, the one that a champion.json names, or the first in rank of a run."""
+    """The bundle itself, the one that a champion.json names, or that of a run's best trial.
+
+    DataError for a run whose exports are not of the trial that its leaderboard calls the best.
+    """
     if location.kind == "bundle":
         return location.uri
     if location.kind == "champion":
-        return load_champion(location.uri).export
-    bundle = None if location.is_file else _best_export(location.uri)
-    if bundle is None:
+        champion = load_champion(location.uri)
+        check_export(champion)
+        return champion.export
+    if location.is_file or not _has_results(location.uri):
         what = location.words if location.is_file else f"{location.words} without exports, and holds no {CHECKSUMS}"
         raise DataError(f"{model_ref} is {what}: give an export bundle, a run folder with exports, or a champion.json")
-    return bundle
+    return champion_bundle(location.uri)
 
 
-def _best_export(run_uri: str) -> str | None:
-    exports = storage.join(run_uri, "exports")
-    try:
-        names = [
-            path.split("/")[0] for _, path in files_below(exports) if path.count("/") == 1 and path.endswith(CHECKSUMS)
-        ]
-    except storage.NotFoundError:
-        return None
-    ranked = [name for name in names if name.partition("-")[0].isdigit()]
-    return storage.join(exports, min(ranked, key=lambda name: int(name.partition("-")[0]))) if ranked else None
+def _has_results(folder: str) -> bool:
+    return storage.exists(storage.join(folder, LEADERBOARD)) or bool(bundles(folder))
 
 
 def _evaluation(

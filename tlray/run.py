@@ -15,6 +15,7 @@ from rich.text import Text
 from tlray import storage
 from tlray.activations.location import open_store
 from tlray.config import RunConfig
+from tlray.console import PlainConsole
 from tlray.data.manifest import Manifest
 from tlray.distributed.activation_pass import run_activation_pass
 from tlray.distributed.cluster import connect
@@ -27,6 +28,7 @@ from tlray.distributed.sweep import run_sweep
 from tlray.ending import interruptible
 from tlray.errors import BackboneError, TlrayError
 from tlray.features import features_config, write_features
+from tlray.lease import hold_run
 from tlray.plan import PlannedRun
 from tlray.prediction.output import PredictionSummary
 from tlray.prepare import Run, finish, load_run, prepare_run
@@ -51,7 +53,7 @@ def run(config: RunConfig, run_uri: str, console: Console, manifest: Manifest | 
         if manifest is None:
             _prepare_images(config, console)
         planned = _shortlist_and_plan(config, run_uri, console, manifest)
-    with interruptible(goes_on(run_uri)):
+    with interruptible(goes_on(run_uri)), hold_run(run_uri, "tlray run"):
         prepared = prepare_run(planned, run_uri)
         _say_what_was_found(prepared, console)
         return _sweep_and_conclude(prepared, console)
@@ -61,11 +63,16 @@ def resume(run_uri: str, console: Console) -> Outcome:
     """Go on with an interrupted run: finished trials stay finished, others continue from their last checkpoint."""
     with interruptible(goes_on(run_uri)):
         loaded = load_run(run_uri)  # before Ray is started: it may be no run folder
-        connect()
-        _make_ready(loaded.config, console)
-        finished = [result.trial_id for result in load_results(loaded.uri) if result.status != "failed"]
-        console.print(f"{len(finished)} of {len(loaded.trials)} trials are finished already", highlight=False)
-        return _sweep_and_conclude(loaded, console)
+        with hold_run(loaded.uri, "tlray resume"):
+            return _resumed(loaded, console)
+
+
+def _resumed(loaded: Run, console: Console) -> Outcome:
+    connect()
+    _make_ready(loaded.config, console)
+    finished = [result.trial_id for result in load_results(loaded.uri) if result.status != "failed"]
+    console.print(f"{len(finished)} of {len(loaded.trials)} trials are finished already", highlight=False)
+    return _sweep_and_conclude(loaded, console)
 
 
 def features(config: RunConfig, run_uri: str, console: Console) -> tuple[str, ...]:
@@ -158,7 +165,7 @@ def _conclude_in_words(run_uri: str, width: int, with_colours: bool) -> tuple[Ou
     """`conclude` in another process: its outcome, or why there is none, and what it has printed."""
     from tlray.conclude import conclude
 
-    console = Console(file=io.StringIO(), width=width, force_terminal=with_colours)
+    console = PlainConsole(file=io.StringIO(), width=width, force_terminal=with_colours)
     outcome: Outcome | TlrayError
     try:
         outcome = conclude(load_run(run_uri), console)

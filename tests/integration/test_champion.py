@@ -2,18 +2,20 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_bundle import fake_bundle
 
+from tlray import lease as leases
 from tlray import storage
 from tlray.champion import (
     Candidate,
@@ -29,9 +31,8 @@ from tlray.champion import (
 from tlray.config import DataConfig
 from tlray.data.manifest import make_manifest
 from tlray.errors import InputError, NothingToDo, StorageError, TrialError
-from tlray.retrain import claim as claims
+from tlray.lease import Lease, hold
 from tlray.retrain.changes import all_still_there, list_data
-from tlray.retrain.claim import claim
 from tlray.runs.sealed import sealed
 
 
@@ -45,7 +46,7 @@ def home(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def candidate(home: str, name: str) -> Candidate:
     """One whose export is there."""
     export = f"{home}/{name}/exports/1-resnet50"
-    storage.write_text(f"{export}/SHA256SUMS", "")
+    fake_bundle(export, checkpoint_sha256=name)
     return Candidate(
         export=export,
         run=f"{home}/{name}",
@@ -57,6 +58,7 @@ def candidate(home: str, name: str) -> Candidate:
         metrics={"test_accuracy": 0.9},
         fingerprint="f",
         start=None,
+        checkpoint_sha256=name,
     )
 
 
@@ -209,18 +211,23 @@ def test_a_broken_champion_file_is_named(tmp_path: Path, text: str, said: str) -
 # --- one retraining at a time
 
 
+def claim(home: str, lease_seconds: float | None = None) -> AbstractContextManager[Lease]:
+    """The lease of who retrains."""
+    return hold(f"{home}/retrain.lock", "another retraining", lease_seconds)
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims, "RENEW_SECONDS", 0.1)
-    monkeypatch.setattr(claims, "WATCH_SECONDS", 0.05)
-    monkeypatch.setattr(claims, "LEASE_SECONDS", 2.0)
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(leases, "WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 2.0)
 
 
 @pytest.mark.usefixtures("quick")
 def test_while_one_holds_the_lease_another_is_sent_away_and_afterwards_not(home: str) -> None:
     with claim(home) as held:
         with (
-            pytest.raises(NothingToDo, match=f"another retraining is at work \\(process {os.getpid()} on"),
+            pytest.raises(NothingToDo, match=f"another retraining is at work here already \\(process {os.getpid()} on"),
             claim(home),
         ):
             pass
@@ -231,21 +238,21 @@ def test_while_one_holds_the_lease_another_is_sent_away_and_afterwards_not(home:
 
 @pytest.mark.usefixtures("quick")
 def test_a_lease_that_nobody_renews_runs_out_and_its_holder_notices(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    renew = claims.Claim.renew
-    monkeypatch.setattr(claims.Claim, "renew", lambda held: None)  # processes that hang
+    renew = leases.Lease.renew
+    monkeypatch.setattr(leases.Lease, "renew", lambda held: None)  # processes that hang
     told: list[int] = []
-    monkeypatch.setattr(claims._thread, "interrupt_main", told.append)
+    monkeypatch.setattr(leases, "_stop_working", lambda held: told.append(1))
     with claim(home) as stuck, claim(home, lease_seconds=0.3) as taken:
         taken.check()
         renew(stuck)  # it wakes up
-        with pytest.raises(TrialError, match="another retraining has taken over"):
+        with pytest.raises(TrialError, match="another process has taken over"):
             stuck.check()
         renew(taken)
         taken.check()
         stuck_thread_ends = time.monotonic() + 10
         while not told and time.monotonic() < stuck_thread_ends:
             time.sleep(0.02)
-    assert told == [signal.SIGTERM], "what the dead one was training must stop, and the one that took over goes on"
+    assert told == [1], "what the dead one was training must stop, and the one that took over goes on"
 
 
 @pytest.mark.usefixtures("quick")
@@ -255,7 +262,7 @@ def test_of_many_who_find_a_dead_lease_one_takes_it(home: str) -> None:
 
     def take(_: int) -> bool:
         try:
-            takers.append(claims._take(f"{home}/retrain.lock", 0.3))
+            takers.append(leases._take(f"{home}/retrain.lock", "another", 0.3))
         except NothingToDo:
             return False
         return True
@@ -268,8 +275,8 @@ def test_of_many_who_find_a_dead_lease_one_takes_it(home: str) -> None:
 HOLD_AND_DIE = """
 import os, sys
 from tlray.retrain.changes import all_still_there, list_data
-from tlray.retrain.claim import claim
-with claim(sys.argv[1]):
+from tlray.lease import hold
+with hold(sys.argv[1], "another retraining"):
     os.kill(os.getpid(), 9)
 """
 
@@ -277,7 +284,7 @@ with claim(sys.argv[1]):
 def test_the_lease_of_a_process_of_this_machine_that_was_killed_does_not_block_at_all(tmp_path: Path) -> None:
     home = str(tmp_path)
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    killed = subprocess.run([sys.executable, "-c", HOLD_AND_DIE, home], env=environment, check=False)
+    killed = subprocess.run([sys.executable, "-c", HOLD_AND_DIE, f"{home}/retrain.lock"], env=environment, check=False)
     assert killed.returncode == -9
     with claim(home, lease_seconds=3600) as held:
         held.check()

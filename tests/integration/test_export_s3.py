@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from fake_bundle import write_board
 from made_up_run import make_run
 from small_bundle import BACKBONE, CLASSES, COUNTS, METRICS, small_bundle
 
@@ -26,6 +27,7 @@ def test_a_bundle_in_a_bucket_loads_predicts_and_scores_like_the_local_one(s3, i
     local = small_bundle(image_folder).folder
     run, images = f"{s3.uri}/run", f"{s3.uri}/images"
     storage.upload_folder(local, f"{run}/exports/1-test_resnet")
+    write_board(run)
     storage.upload_folder(image_folder, images)
     model = tlray.load(f"{run}/exports/1-test_resnet")
     assert model(f"{images}/red/00.jpg")[0].probabilities == model(image_folder / "red" / "00.jpg")[0].probabilities

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from fake_bundle import write_board
 from small_bundle import small_bundle
 
 from tlray import storage
@@ -127,6 +128,7 @@ def test_a_killed_job_on_object_storage_goes_on_and_every_object_is_predicted_on
 ) -> None:
     run, prefix, output = f"{s3.uri}/run", f"{s3.uri}/images", f"{s3.uri}/output"
     storage.upload_folder(Path(bundle), f"{run}/exports/1-best")
+    write_board(run)
     storage.upload_folder(images, prefix)
     killed = python(KILLED_WITH_TWO_PARTS_DONE, run, prefix, output, environment=s3.environment)
     assert killed.returncode == -signal.SIGKILL, killed.stderr

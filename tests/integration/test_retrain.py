@@ -19,14 +19,13 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from tlray import storage
+from tlray import lease, storage
 from tlray.champion import history, load_champion, rollback
 from tlray.config.file import parse_config
 from tlray.data.splits import position
 from tlray.errors import NothingToDo
 from tlray.predict import open_model
 from tlray.prepare import load_run
-from tlray.retrain import claim
 from tlray.retrain.drift import Drift
 from tlray.retrain.flow import retrain
 from tlray.retrain.record import Record
@@ -93,8 +92,8 @@ def write_config(images: Path, tmp_path: Path) -> WriteConfig:
 
 @pytest.fixture
 def quick_leases(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claim, "RENEW_SECONDS", 0.3)
-    monkeypatch.setattr(claim, "WATCH_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.3)
+    monkeypatch.setattr(lease, "WATCH_SECONDS", 0.1)
 
 
 def retrain_here(config: Path) -> Record:

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from fake_bundle import fake_bundle
 from rich.console import Console
 
 from tlray import storage
@@ -85,7 +86,7 @@ class World:
         self.during_the_sweep()
         if self.fails:
             raise TrialError("the power is gone")
-        storage.write_text(f"{run.uri}/exports/1-test_resnet/SHA256SUMS", "")
+        fake_bundle(f"{run.uri}/exports/1-test_resnet", run.trials[1].trial_id)
         storage.write_text(f"{run.uri}/DONE", "{}")
 
     def duel(self, config: RunConfig, run: Run, champion: Champion | None, cause: str, seconds: float) -> Record:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import timm
+from fake_bundle import fake_bundle, write_board
 from safetensors.torch import save_file
 from small_bundle import CLASSES, small_bundle
 
@@ -92,13 +93,38 @@ def test_a_bad_image_in_a_folder_is_a_row_with_its_reason(bundle, images):
     assert list(errors) == [str(images / "red" / "02.jpg")]
 
 
-def test_a_run_folder_means_its_best_export(bundle, tmp_path):
+def test_a_run_folder_means_the_export_of_its_leaderboards_best_trial(bundle, tmp_path):
+    write_board(str(tmp_path))
     for name in ("2-test_resnet", "10-test_resnet"):
         shutil.copytree(bundle, tmp_path / "exports" / name)
     (tmp_path / "exports" / "1-unfinished").mkdir()
     (tmp_path / "exports" / "1-unfinished" / "model.onnx").write_bytes(b"")
+    fake_bundle(str(tmp_path / "exports" / "1-other"), "002-other-full")
     (tmp_path / "exports" / "10-test_resnet" / "model.safetensors").unlink()  # would be refused, were it taken
     assert open_model(str(tmp_path)).classes == CLASSES
+
+
+def test_a_run_whose_exports_are_of_another_trial_than_its_best_is_refused(bundle, tmp_path):
+    shutil.copytree(bundle, tmp_path / "exports" / "1-test_resnet")
+    with pytest.raises(DataError, match=r"has no leaderboard\.json that says which export is its best: `tlray report"):
+        open_model(str(tmp_path))
+    write_board(str(tmp_path), trial_id="007-test_resnet-full")
+    with pytest.raises(DataError, match=r"007-test_resnet-full.* has no export \(.*is of 001-test_resnet-full\)"):
+        open_model(str(tmp_path))
+    shutil.rmtree(tmp_path / "exports")
+    with pytest.raises(DataError, match=r"has no export \(.*holds no bundle\): `tlray export RUN` writes it"):
+        open_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["SHA256SUMS", "config.json", "model.safetensors"])
+def test_a_damaged_export_of_a_run_is_refused_by_name(bundle, tmp_path, name):
+    write_board(str(tmp_path))
+    folder = Path(shutil.copytree(bundle, tmp_path / "exports" / "1-test_resnet"))
+    data = bytearray((folder / name).read_bytes())
+    data[10] ^= 128
+    (folder / name).write_bytes(data)
+    with pytest.raises(DataError, match=f"exports/1-test_resnet.*{name}"):
+        open_model(str(tmp_path))
 
 
 def test_a_folder_without_a_bundle_is_refused(tmp_path):

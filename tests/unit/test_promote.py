@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_bundle import write_board
 from small_bundle import METRICS, small_bundle
 
 from tlray import storage
@@ -50,6 +51,7 @@ def make_run(image_folder: Path, tmp_path: Path) -> Callable[[str], Path]:
         write_document(str(run / "trials" / METRICS["trial_id"] / "trial.json"), document)
         write_format(str(run), checksums | save_manifest(manifest(image_folder), str(run)))
         shutil.copytree(small_bundle(image_folder).folder, run / "exports" / "1-test_resnet")
+        write_board(str(run))
         return run
 
     return make

@@ -261,7 +261,7 @@ def killed_at(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_retraining_killed_at_any_write_is_finished_by_the_next_one(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tlray.retrain.claim.LEASE_SECONDS", 0.04)  # the dead one is this process, which lives
+    monkeypatch.setattr("tlray.lease.LEASE_SECONDS", 0.04)  # the dead one is this process, which lives
     world.retrain()
     add_image(world)
     shutil.copytree(world.folder / "runs", world.folder / "kept")
@@ -327,14 +327,14 @@ def test_two_at_once_one_retrains(world: World) -> None:
     refused: list[NothingToDo] = []
 
     def another() -> None:
-        with pytest.raises(NothingToDo, match="another retraining is at work") as reason:
+        with pytest.raises(NothingToDo, match="another retraining is at work here already") as reason:
             world.retrain()
         refused.append(reason.value)
 
     world.during_the_sweep = another
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tlray.retrain.claim.RENEW_SECONDS", 0.05)
-        patch.setattr("tlray.retrain.claim.WATCH_SECONDS", 0.02)
+        patch.setattr("tlray.lease.RENEW_SECONDS", 0.05)
+        patch.setattr("tlray.lease.WATCH_SECONDS", 0.02)
         world.retrain()
     assert len(refused) == 1
     assert refused[0].exit_code == 3

@@ -60,3 +60,16 @@ def test_a_ray_that_cannot_be_reached_or_started_is_one_clear_error(
     with pytest.raises(kind, match=said) as caught:
         connect()
     assert caught.value.exit_code == exit_code
+
+
+def test_a_home_that_cannot_be_written_is_named_when_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**settings: Any) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "/proc/nope/.ray")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("HOME", "/proc/nope")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(TlrayError, match=r"/proc/nope/\.ray: No such file or directory; .* HOME \(/proc/nope\)"):
+        connect()

@@ -1,6 +1,7 @@
 """The command line: each command parses, calls one function of the library and prints where the result is.
 
-Exit codes: 0 done, 1 the work failed, 2 the input is wrong, 3 nothing to do, 130 interrupted (and resumable).
+Exit codes: 0 done, 1 the work failed, 2 the input is wrong, 3 nothing to do, or another process is at work on it,
+130 interrupted (and resumable).
 
 Importing this imports next to nothing: a signal is answered from the first moment on.
 """

@@ -17,6 +17,7 @@ from tlray.cli.common import (
     out,
     show,
 )
+from tlray.console import say
 from tlray.errors import InputError
 
 
@@ -27,14 +28,17 @@ def export(
 ) -> None:
     """Export the best trials of a run as bundles that predict."""
     check_count("--top-k", top_k)
+    from tlray.lease import hold_run
     from tlray.prepare import load_run
 
     loaded = load_run(run_uri)  # before torch is imported
-    from tlray.conclude import export_best
-    from tlray.runs.board import make_leaderboard
+    with hold_run(loaded.uri, "tlray export"):
+        from tlray.conclude import export_best
+        from tlray.runs.board import write_leaderboard
 
-    for bundle in export_best(loaded, make_leaderboard(loaded.uri, seed=loaded.config.seed), top_k):
-        print(bundle)
+        bundles = export_best(loaded, write_leaderboard(loaded.uri, seed=loaded.config.seed), top_k)
+    for bundle in bundles:
+        say(bundle)
 
 
 @app.command()
@@ -52,7 +56,7 @@ def report(run_uri: RunArgument, as_json: Json = False) -> None:
         found = read_found(loaded.uri, leaderboard)
         if found is not None:
             out.print(agreement_table(found))
-        print(report_uri)
+        say(report_uri)
 
 
 @app.command()
@@ -68,7 +72,7 @@ def retrain(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRun
     if dry_run:
         from tlray.dry_run import NOTHING_STARTED
 
-        print(look(loaded), NOTHING_STARTED, sep="\n")
+        say(look(loaded), NOTHING_STARTED)
         return
     retrain_all(loaded, out)
 
@@ -104,4 +108,4 @@ def promote(
     elif history:
         out.print(history_table(champions))
     else:
-        print(f"champion {champions[-1].number}: {champions[-1].export}, {champions[-1].reason}")
+        say(f"champion {champions[-1].number}: {champions[-1].export}, {champions[-1].reason}")

@@ -2,6 +2,7 @@
 
 from tlray.cli import sweeps, models, after, doctor  # isort: skip  # in the order of `tlray --help`
 from tlray.cli.common import app, exit_on_error
+from tlray.scratch import sweep
 from tlray.standard_output import standard_output
 
 __all__ = ["after", "app", "doctor", "models", "run", "sweeps"]
@@ -10,4 +11,5 @@ __all__ = ["after", "app", "doctor", "models", "run", "sweeps"]
 def run(arguments: list[str]) -> None:
     """One command; an error that was expected is one line, and SystemExit its exit code."""
     with exit_on_error(), standard_output():
+        sweep()
         app(arguments)

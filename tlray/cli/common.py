@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
-from rich.console import Console
 from typer.core import TyperGroup
 
-from tlray.ending import say
-from tlray.errors import ConfigError, InputError, NothingToDo, TlrayError
+from tlray import ending
+from tlray.console import PlainConsole, say
+from tlray.errors import ConfigError, HeldElsewhere, InputError, NothingToDo, TlrayError
 from tlray.standard_output import is_terminal
 
 
@@ -53,7 +53,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out = Console(width=None if is_terminal() else 120)
+out = PlainConsole(width=None if is_terminal() else 120)
 
 MOST_COUNT = 100_000
 
@@ -69,11 +69,14 @@ def exit_on_error() -> Iterator[None]:
     """Turn an expected error into one line on stderr and its exit code."""
     try:
         yield
+    except HeldElsewhere as error:
+        ending.say(f"error: {error}")
+        sys.exit(error.exit_code)
     except NothingToDo as reason:
-        print(reason)
+        say(str(reason))
         sys.exit(reason.exit_code)
     except TlrayError as error:
-        say(f"error: {error}")
+        ending.say(f"error: {error}")
         sys.exit(error.exit_code)
 
 
@@ -109,7 +112,7 @@ def check_count(option: str, value: int | None) -> None:
 
 def print_run(run_uri: str) -> None:
     """The first and the last line of everything that makes a run."""
-    print(f"run folder: {run_uri}", flush=True)
+    say(f"run folder: {run_uri}")
 
 
 def show(content: Any, table: Any, as_json: bool) -> None:

@@ -5,10 +5,11 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from tlray.cli.common import DryRun, Json, app, check_count, out, show
+from tlray.console import PlainConsole, say
 from tlray.errors import InputError, TlrayError
+from tlray.printable import in_one_line
 
 
 @app.command()
@@ -42,7 +43,7 @@ def models(
         from tlray.report.models_plot import write_models_plot
 
         write_models_plot(found, plot)
-        print(f"plot: {plot}", file=sys.stderr)
+        say(f"plot: {plot}", file=sys.stderr)
     if as_json:
         print(json.dumps([facts.to_dict() for facts in found]))
         return
@@ -85,13 +86,16 @@ def predict(
         if as_json:
             print(json.dumps(prediction.to_dict()))
         elif prediction.error is not None:
-            out.print(f"{prediction.uri}\tunreadable: {prediction.error}", markup=False, highlight=False)
+            say(f"{_field(prediction.uri)}\tunreadable: {_field(prediction.error)}")
         else:
-            out.print(
-                f"{prediction.uri}\t{prediction.label}\t{prediction.confidence:.4f}", markup=False, highlight=False
-            )
+            say(f"{_field(prediction.uri)}\t{_field(prediction.label)}\t{prediction.confidence:.4f}")
     if num_bad:
         raise TlrayError(f"{num_bad} images could not be read")
+
+
+def _field(text: str | None) -> str:
+    """One column of a line: a name with a tab or the end of a line in it does not make another one."""
+    return in_one_line(text or "")
 
 
 def _look_ahead(export: str, images: list[str], output: str, as_json: bool) -> None:
@@ -106,13 +110,13 @@ def _look_ahead(export: str, images: list[str], output: str, as_json: bool) -> N
         f"{outlook.images_to_compute} of {outlook.num_images} images would be predicted, in {outlook.parts_to_compute} "
         f"of {outlook.num_parts} parts, and {outlook.parts_to_remove} outdated parts removed"
     )
-    print(f"model: {outlook.model}, version {outlook.model_version[:12]}", NOTHING_STARTED, sep="\n")
+    say(f"model: {outlook.model}, version {outlook.model_version[:12]}", NOTHING_STARTED)
 
 
 def _predict_many(export: str, images: list[str], output: str, as_json: bool) -> None:
     from tlray.run import predict_many
 
-    summary = predict_many(export, images, output, Console(stderr=True) if as_json else out)
+    summary = predict_many(export, images, output, PlainConsole(stderr=True) if as_json else out)
     if as_json:
         print(json.dumps(vars(summary)))
         return
@@ -121,7 +125,7 @@ def _predict_many(export: str, images: list[str], output: str, as_json: bool) ->
         f"{summary.parts_computed} computed now ({summary.images_per_second:.0f} images/s) and "
         f"{summary.parts_removed} outdated ones removed"
     )
-    print(f"predictions: {summary.output}")
+    say(f"predictions: {summary.output}")
 
 
 @app.command()

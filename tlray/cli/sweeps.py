@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from tlray.cli.common import (
     ConfigArgument,
@@ -17,6 +16,7 @@ from tlray.cli.common import (
     print_run,
     show,
 )
+from tlray.console import PlainConsole, say
 
 
 @app.command()
@@ -100,7 +100,7 @@ def rank(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRun = 
 
     run_uri = new_run_uri(loaded)
     if as_json:
-        show(rank_all(loaded, run_uri, Console(stderr=True)), None, as_json)
+        show(rank_all(loaded, run_uri, PlainConsole(stderr=True)), None, as_json)
         return
     print_run(run_uri)
     out.print(ranking_table(rank_all(loaded, run_uri, out)))
@@ -123,5 +123,5 @@ def features(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRu
     run_uri = new_run_uri(loaded)
     print_run(run_uri)
     for uri in write_features(loaded, run_uri, out):
-        print(uri)
+        say(uri)
     print_run(run_uri)

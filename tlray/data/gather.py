@@ -7,7 +7,6 @@ by some 250 bytes an image and not by a Python object.
 """
 
 import math
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -27,6 +26,7 @@ from tlray.data.overlap import check_overlap, find_overlap, without_conflicts
 from tlray.data.sources import Entry, Listing, Source, open_source, write_listing
 from tlray.data.splits import check_counts, place
 from tlray.errors import DataError, nearest
+from tlray.scratch import temporary_folder
 
 NUM_REASONS = 3  # quoted when there are too many bad images
 AT_ONCE = 8192  # rows collected before they become columns
@@ -48,12 +48,12 @@ def gather(data: DataConfig, known: Known, keep: Keep | None) -> Gathered:
     assert data.train is not None, "synthetic images are made, and become ordinary locations, before this"
     locations = {"data.train": data.train, "data.val": data.val, "data.test": data.test}
     sources = {field: open_source(field, uri, data) for field, uri in locations.items() if uri is not None}
-    with tempfile.TemporaryDirectory(prefix="tlray-listing-") as folder:
-        listings = {field: write_listing(field, s, Path(folder) / f"{field}.parquet") for field, s in sources.items()}
+    with temporary_folder("listing") as folder:
+        listings = {field: write_listing(field, s, folder / f"{field}.parquet") for field, s in sources.items()}
         classes = _check_classes(listings, data.train)
         fractions = _fractions(data, listings["data.train"])
         found = _inspect_all(sources, listings, data, known, keep)
-        path = Path(folder) / "found.parquet"
+        path = folder / "found.parquet"
         bad = _collect(found, {name: label for label, name in enumerate(classes)}, path)
         bad.sort(key=lambda image: image.uri)
         _check_bad(bad, sum(listing.num_entries for listing in listings.values()), data.max_bad_fraction)

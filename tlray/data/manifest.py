@@ -9,11 +9,9 @@ local folder and its copy on S3 give the same run.
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,7 @@ from tlray.data.images import SCHEMA as IMAGES_SCHEMA
 from tlray.data.inspect import OK, Keep, Known, KnownTable
 from tlray.runs.folder import BAD_IMAGES, MANIFEST, open_verified
 from tlray.runs.sealed import write_checked
+from tlray.scratch import temporary_folder
 
 __all__ = ["BadImage", "Image", "Images", "Manifest", "Split", "load_manifest", "make_manifest", "save_manifest"]
 
@@ -145,14 +144,14 @@ def save_manifest(manifest: Manifest, run_uri: str) -> dict[str, str]:
         "notes": json.dumps(manifest.notes),
         "warnings": json.dumps(manifest.warnings),
     }
-    with tempfile.TemporaryDirectory(prefix="tlray-manifest-") as folder:
+    with temporary_folder("manifest") as folder:
         schema = SCHEMA.with_metadata(metadata)
-        with pq.ParquetWriter(Path(folder) / MANIFEST, schema) as writer:
+        with pq.ParquetWriter(folder / MANIFEST, schema) as writer:
             for batch in _file_batches(manifest):
                 writer.write_batch(batch.cast(schema))
-        with (Path(folder) / MANIFEST).open("rb") as file:
+        with (folder / MANIFEST).open("rb") as file:
             checksums[MANIFEST] = hashlib.file_digest(file, "sha256").hexdigest()
-        storage.upload_folder(Path(folder), run_uri)
+        storage.upload_folder(folder, run_uri)
     return checksums
 
 

@@ -17,6 +17,7 @@ import psutil
 import ray
 import yaml
 
+from tlray.console import say
 from tlray.distributed.errors import answer
 from tlray.errors import TrialError
 
@@ -129,4 +130,4 @@ def _warn_once(what: str, error: Exception) -> None:
     if what not in _warned:
         _warned.add(what)
         remedy = "where the cluster grows, say in cluster.node_types how far"
-        print(f"warning: {what} ({error}): only the nodes that are there are counted on; {remedy}", file=sys.stderr)
+        say(f"warning: {what} ({error}): only the nodes that are there are counted on; {remedy}", file=sys.stderr)

@@ -130,6 +130,12 @@ def connect() -> None:
         ray.shutdown()
         if address:
             raise ClusterError(f"RAY_ADDRESS {address}: {reason_of(error)}; check it with `ray status`") from error
+        if isinstance(error, OSError) and (place := error.filename) is not None:
+            raise TlrayError(
+                f"Ray cannot be started on this machine: {place}: {error.strerror}; it keeps a token below HOME "
+                f"({os.environ.get('HOME', 'not set')}) and its session below RAY_TMPDIR or /tmp: set them to folders "
+                "that can be written and have room"
+            ) from error
         raise TlrayError(
             f"Ray cannot be started on this machine: {reason_of(error).rstrip('.')}; give the same command again when "
             "less runs here, `tlray doctor` says what memory and CPUs there are"

@@ -7,10 +7,8 @@ start finds the others there. The images are listed before the first worker is a
 """
 
 import dataclasses
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +26,7 @@ from tlray.errors import TlrayError
 from tlray.prediction.outlook import open_output, outstanding
 from tlray.prediction.output import ModelFacts, PredictionOutput, PredictionSpec, PredictionSummary
 from tlray.prediction.parts import Listing, write_parts
+from tlray.scratch import temporary_folder
 
 AHEAD = 2  # parts queued for each that is computed, so that an autoscaler sees what is wanted
 LOOK_AGAIN = 5.0  # seconds after which the cluster may have grown
@@ -47,8 +46,8 @@ def predict_on_cluster(model_ref: str, images: Sequence[str], output_uri: str, p
     connect()
     check_seen(_local_places(model_ref, locations, output), ("--output",))
     found = _model_task(model_ref)
-    with tempfile.TemporaryDirectory(prefix="tlray-listing-") as folder:
-        listing = write_parts(stream_inputs(locations), Path(folder) / "images.parquet")
+    with temporary_folder("listing") as folder:
+        listing = write_parts(stream_inputs(locations), folder / "images.parquet")
         model: ModelFacts = answer(found, "reading the model", GO_ON)
         output.begin(PredictionSpec(model=model, images=locations))
         left = outstanding(listing, output.parts_there())

@@ -6,7 +6,6 @@ What a task has read is in the store's index, so a killed run costs the shards t
 afterwards reads no image again. Without a store of shards there is nothing to do here.
 """
 
-import tempfile
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -23,6 +22,7 @@ from tlray.distributed.resources import cpu_tasks
 from tlray.distributed.tasks import prepare_task
 from tlray.errors import TlrayError
 from tlray.prepare import with_absolute_locations
+from tlray.scratch import temporary_folder
 
 ENTRIES_AT_ONCE = 2048  # of a task: some shards of ordinary photos
 AHEAD = 2  # tasks queued for each that runs, so that an autoscaler sees what is wanted
@@ -37,8 +37,8 @@ def prepare_on_cluster(config: RunConfig, progress: Callable[[int, int], None]) 
     if shards is None:
         return
     known = KnownTable(shards.index())
-    with tempfile.TemporaryDirectory(prefix="tlray-listing-") as folder:
-        listing = Path(folder) / "missing"
+    with temporary_folder("listing") as folder:
+        listing = folder / "missing"
         chunks = _missing(data, known, listing)
         total = next(chunks)
         done = 0

@@ -9,7 +9,6 @@ is thrown away.
 import functools
 import logging
 import os
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +28,7 @@ from tlray.distributed.watchdog import Loop, turning
 from tlray.prepare import Run
 from tlray.runs.board import append_result
 from tlray.runs.trials import for_each, mark_stopped, read_states, read_trial_result, trial_uri, write_trial_result
+from tlray.scratch import temporary_folder
 from tlray.training.record import failed_result, load_progress
 
 # Rows are written by the trials; Tune's loggers, progress bars and metric checks would only stand in the way.
@@ -65,7 +65,7 @@ def tune_trials(
     settings = [{"run_uri": run.uri, "trial_id": trial.trial_id, "threads": resources.threads} for trial in open_trials]
     ids = [trial.trial_id for trial in run.trials]
     history = for_each(ids, lambda trial_id: load_progress(trial_uri(run.uri, trial_id)).history)
-    with turning("Ray Tune") as loop, tempfile.TemporaryDirectory(prefix="tlray-tune-") as scratch:
+    with turning("Ray Tune") as loop, temporary_folder("tune") as scratch:
         rows = _Rows({trial.trial_id: trial for trial in open_trials}, run.uri, watch, loop)
         tune.Tuner(
             trainable,
@@ -78,7 +78,7 @@ def tune_trials(
             ),
             run_config=tune.RunConfig(
                 name="sweep",
-                storage_path=scratch,
+                storage_path=str(scratch),
                 verbose=0,
                 callbacks=[rows],
                 stop=BudgetStopper(budget),

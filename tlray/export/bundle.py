@@ -2,11 +2,10 @@
 
 uri = export_bundle(model=model, backbone=..., classes=..., destination="s3://bucket/run/exports/1-resnet50", ...)
 
-Everything is made and checked in a local folder first; SHA256SUMS is the last file to arrive at the destination.
+Everything is made and checked in a local folder first; of_run.py says how it takes the place of another bundle.
 """
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -18,11 +17,12 @@ from torch import nn
 
 from tlray import __version__, storage
 from tlray.backbone import build_backbone
+from tlray.bundle_sums import CONFIG, METRICS, WEIGHTS, checksum_lines
 from tlray.catalogue import Preprocessing, resolve_id, split_id
 from tlray.config import BackboneConfig
 from tlray.data.transforms import normalise
 from tlray.export.card import write_card
-from tlray.export.files import CHECKSUMS, CONFIG, FORMAT_VERSION, METRICS, WEIGHTS, BundleConfig, checksum_lines
+from tlray.export.files import FORMAT_VERSION, BundleConfig
 from tlray.export.formats import (
     ABSOLUTE_TOLERANCE,
     BATCH,
@@ -32,6 +32,8 @@ from tlray.export.formats import (
     check_formats,
     write_formats,
 )
+from tlray.export.of_run import publish
+from tlray.scratch import temporary_folder
 
 LIBRARIES = ("torch", "torchvision", "timm", "onnx", "onnxscript")
 
@@ -48,30 +50,30 @@ def export_bundle(
     data_summary: Mapping[str, Mapping[str, int]],
     samples: torch.Tensor,
     destination: str,
+    checkpoint_sha256: str | None = None,
 ) -> str:
     """Publish `model` (on the CPU, in evaluation mode) at `destination`, local or s3:// -> its absolute location.
 
     `backbone` is what the model was built from, `metrics` its leaderboard row, `data_summary` images by split and
-    class. The formats are traced with and compared on `samples` (B, 3, H, W) uint8, images after `eval_transform`.
+    class, `checkpoint_sha256` of the file that holds its weights in the run. The formats are traced with and compared
+    on `samples` (B, 3, H, W) uint8, images after `eval_transform`.
     TlrayError: the architecture cannot be exported, or a format does not compute what the model computes; nothing is
     published then.
     """
     assert not model.training, "the model is in training mode"
     destination = storage.absolute(destination)
-    config = _bundle_config(model, backbone, classes, preprocessing, strategy, params)
+    config = _bundle_config(model, backbone, classes, preprocessing, strategy, params).model_copy(
+        update={"trial_id": metrics.get("trial_id"), "checkpoint_sha256": checkpoint_sha256}
+    )
     images = normalise(samples, preprocessing)
-    with tempfile.TemporaryDirectory(prefix="tlray-export-") as scratch:
-        folder = Path(scratch)
+    with temporary_folder("export") as folder:
         write_formats(model, images, folder, backbone.id)
         _write_weights(model, config, folder)
         agreement = check_formats(model, images, folder, _rebuilt(config, folder))
         _write_json(folder / CONFIG, config.model_dump(mode="json"))
         _write_json(folder / METRICS, {**metrics, "agreement": agreement.model_dump(mode="json")})
         write_card(folder, config, metrics, data_summary, agreement)
-        checksums = checksum_lines(folder)
-        storage.delete(storage.join(destination, CHECKSUMS))  # of an older bundle, which is now being replaced
-        storage.upload_folder(folder, destination)
-    storage.write_text(storage.join(destination, CHECKSUMS), checksums)
+        publish(folder, checksum_lines(folder), destination)
     return destination
 
 

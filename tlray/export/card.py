@@ -9,9 +9,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from tlray.bundle_sums import CARD
 from tlray.catalogue import facts_of
-from tlray.export.files import CARD, BundleConfig
+from tlray.export.files import BundleConfig
 from tlray.export.formats import Agreement
+from tlray.printable import code, markdown
 
 FEW_TEST_IMAGES = 1000  # below, the sampling error of an accuracy is worth a sentence
 IMBALANCE = 3  # largest class over smallest, from which on the card mentions it
@@ -33,7 +35,7 @@ def write_card(
         keep_trailing_newline=True,
         autoescape=False,
     )
-    environment.filters |= {"percent": _percent, "points": _points, "cell": _cell}
+    environment.filters |= {"percent": _percent, "points": _points, "cell": markdown, "code": code}
     text = environment.get_template("model_card.md.j2").render(
         config=config,
         preprocessing=config.image_preprocessing,
@@ -55,7 +57,7 @@ def weights_licence(backbone_id: str, weights: str) -> str:
         return "Training began with random weights; no pre-trained weights are part of this model."
     if weights != "pretrained":
         return (
-            f"Training began with the file `{weights}`, which states no licence; "
+            f"Training began with the file {code(weights)}, which states no licence; "
             "the terms under which it was obtained apply."
         )
     facts = facts_of(backbone_id)
@@ -87,8 +89,8 @@ def _limits(
     fewest, most = min(train, key=lambda name: train[name]), max(train, key=lambda name: train[name])
     if train[most] >= IMBALANCE * train[fewest]:
         limits.append(
-            f"The classes are unbalanced: {train[most]} training images of `{most}`, {train[fewest]} of `{fewest}`; "
-            "the macro-F1 above weighs them equally."
+            f"The classes are unbalanced: {train[most]} training images of {code(most)}, {train[fewest]} of "
+            f"{code(fewest)}; the macro-F1 above weighs them equally."
         )
     return limits
 
@@ -99,7 +101,3 @@ def _percent(fraction: float | None) -> str:
 
 def _points(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:+.2f}"
-
-
-def _cell(text: object) -> str:
-    return " ".join(str(text).split()).replace("|", "\\|")

@@ -6,6 +6,7 @@
 Both take images (B, 3, H, W) float32, normalised, with any B, and give logits (B, C) float32.
 """
 
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,8 +18,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
+from tlray.bundle_sums import ONNX, PROGRAM, WEIGHTS
 from tlray.errors import TlrayError
-from tlray.export.files import ONNX, PROGRAM, WEIGHTS
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 # float32 kernels of different runtimes add in different orders: measured differences of the families in the tests are
@@ -54,7 +55,9 @@ def write_formats(model: nn.Module, images: torch.Tensor, folder: Path, name: st
     try:
         with _quiet(), torch.no_grad():
             program = _trace(model, images)
-            torch.export.save(program, folder / PROGRAM)
+            written = io.BytesIO()  # torch's own writer aborts the process where a file system is full
+            torch.export.save(program, written)
+            (folder / PROGRAM).write_bytes(written.getbuffer())
             torch.onnx.export(
                 _trace_written_out(model, images) or program,
                 f=folder / ONNX,

@@ -22,6 +22,7 @@ import torch
 
 from tlray import storage
 from tlray.backbone import Backbone
+from tlray.bundle_sums import CHECKSUMS, read_checksums
 from tlray.catalogue import Preprocessing
 from tlray.data import jpeg
 from tlray.data.decode import BadImageError, decode
@@ -29,7 +30,7 @@ from tlray.data.jpeg import SMALLEST_SIDE
 from tlray.data.parallel import ordered_map
 from tlray.data.transforms import eval_transform, needed_size, normalise
 from tlray.errors import DataError, StorageError
-from tlray.export.files import CHECKSUMS, read_bundle_config, read_checksums
+from tlray.export.files import read_bundle_config
 from tlray.export.model import load_backbone
 from tlray.fold import folded
 from tlray.predict import find_export

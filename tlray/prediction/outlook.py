@@ -4,16 +4,15 @@ locations, output = open_output(["s3://bucket/images"], "s3://bucket/predictions
 outlook = look_ahead("s3://bucket/run", ["s3://bucket/images"], "s3://bucket/predictions")     # changes nothing
 """
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from tlray import storage
 from tlray.data.inputs import stream_inputs
 from tlray.errors import InputError
 from tlray.prediction.output import PredictionOutput, PredictionSpec
 from tlray.prediction.parts import Listing, write_parts
+from tlray.scratch import temporary_folder
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,8 @@ def look_ahead(model_ref: str, images: Sequence[str], output_uri: str) -> Outloo
 
     locations, output = open_output(images, output_uri)
     model = find_model(storage.absolute(model_ref))
-    with tempfile.TemporaryDirectory(prefix="tlray-listing-") as folder:
-        listing = write_parts(stream_inputs(locations), Path(folder) / "images.parquet")
+    with temporary_folder("listing") as folder:
+        listing = write_parts(stream_inputs(locations), folder / "images.parquet")
     output.check(PredictionSpec(model=model, images=locations))
     left = outstanding(listing, output.parts_there())
     return Outlook(

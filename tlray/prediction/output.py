@@ -12,10 +12,8 @@ refused. A part is named by its images, so what is in predictions/ is what has b
 
 import io
 import json
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tlray import parquet, storage
 from tlray.errors import InputError
+from tlray.scratch import temporary_folder
 from tlray.stores.folder import for_each, list_or_none, name_of, read_or_none
 
 FORMAT_VERSION = 1
@@ -144,13 +143,13 @@ class PredictionOutput:
         """bad_images.jsonl of these parts, in their order -> how many there are."""
         num_bad = 0
         remote = storage.is_remote(self.uri)
-        with tempfile.TemporaryDirectory(prefix="tlray-bad-images-") as folder:
-            with (Path(folder) / BAD_IMAGES).open("w") as file:
+        with temporary_folder("bad-images") as folder:
+            with (folder / BAD_IMAGES).open("w") as file:
                 for some in _batches(names):
                     for rows in for_each(self._bad_images, some, remote=remote):
                         num_bad += len(rows)
                         file.writelines(json.dumps(row) + "\n" for row in rows)
-            storage.upload_folder(Path(folder), self.uri)
+            storage.upload_folder(folder, self.uri)
         return num_bad
 
     def _bad_images(self, name: str) -> list[dict[str, str]]:

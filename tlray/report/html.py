@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tlray import __version__, storage
+from tlray.printable import printable
 from tlray.ranking.scores import NAMES
 from tlray.report import plots
 from tlray.report.content import RunContent, read_run
@@ -38,6 +39,7 @@ def render(content: RunContent) -> str:
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
         autoescape=True,
+        finalize=without_controls,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -96,6 +98,11 @@ def _figures(content: RunContent) -> list[tuple[str, Markup, str]]:
 def _widest_gain(rows: Sequence[LeaderboardRow]) -> float:
     """Largest gain or loss, for the scale of the bars in the table; 1 where there is none."""
     return max((abs(row.gain) for row in rows if row.gain), default=1.0)
+
+
+def without_controls(value: Any) -> Any:
+    """What a template shows: text has no characters that a browser or a terminal would obey."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _value(value: Any) -> str:

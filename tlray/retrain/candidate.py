@@ -6,11 +6,13 @@ home, candidate = find_candidate("s3://bucket/runs/birds/20260101-120000-ab12")
 import json
 
 from tlray import storage
+from tlray.bundle_sums import CHECKSUMS, METRICS, check_whole, read_checksums, read_verified
 from tlray.champion import Candidate
 from tlray.config import WarmStart
 from tlray.data.manifest import load_manifest
-from tlray.errors import DataError, InputError
-from tlray.export.files import CHECKSUMS, METRICS, read_bundle_config, read_checksums, read_verified
+from tlray.errors import InputError
+from tlray.export.of_run import read_config
+from tlray.predict import find_export
 from tlray.prepare import load_trial
 
 SCORES = ("val_accuracy", "test_accuracy", "test_macro_f1", "gain", "gain_low", "gain_high")
@@ -22,35 +24,18 @@ def find_candidate(uri: str) -> tuple[str | None, Candidate]:
     A bundle that does not lie in a run folder belongs to none. DataError for what is neither.
     """
     location = storage.absolute(uri)
-    export = location if storage.exists(storage.join(location, CHECKSUMS)) else best_export(location)
+    export = location if storage.exists(storage.join(location, CHECKSUMS)) else find_export(location)
+    check_whole(export)
     above = export.rsplit("/", 2)
     run = above[0] if above[1] == "exports" and storage.exists(storage.join(above[0], "config.yaml")) else None
     return (run.rpartition("/")[0] if run is not None else None), read_candidate(export, run)
 
 
-def best_export(run_uri: str) -> str:
-    """The export of the best trial of a run; DataError where there is none."""
-    folder = storage.join(run_uri, "exports")
-    try:
-        uris = [file.uri for file in storage.list_files(folder) if file.uri.endswith(f"/{CHECKSUMS}")]
-    except storage.NotFoundError:
-        uris = []
-    bundles = {uri.rpartition("/")[0]: uri.split("/")[-2].partition("-")[0] for uri in uris}
-    ranked = [bundle for bundle, rank in bundles.items() if rank.isdecimal()]
-    if not ranked:
-        raise DataError(
-            f"{run_uri} is neither an export bundle (it has no {CHECKSUMS}) nor a run folder with exports; "
-            "`tlray export RUN` writes them"
-        )
-    return min(ranked, key=lambda bundle: int(bundles[bundle]))
-
-
 def read_candidate(export: str, run: str | None) -> Candidate:
     """What a bundle says of itself, and where it is of a run, what the run knows of its trial and its images."""
-    checksums = read_checksums(export)
-    config = read_bundle_config(export, checksums)
-    metrics = json.loads(read_verified(export, METRICS, checksums))
-    trial_id = str(metrics.get("trial_id", ""))
+    config = read_config(export)
+    metrics = json.loads(read_verified(export, METRICS, read_checksums(export)))
+    trial_id = config.trial_id or ""
     return Candidate(
         export=export,
         run=run,
@@ -62,6 +47,7 @@ def read_candidate(export: str, run: str | None) -> Candidate:
         metrics={name: metrics.get(name) for name in SCORES},
         fingerprint=load_manifest(run).fingerprint if run is not None else None,
         start=_start(run, trial_id) if run is not None else None,
+        checkpoint_sha256=config.checkpoint_sha256,
     )
 
 

@@ -10,7 +10,6 @@ another version and the same contents, which the manifest's fingerprint finds ou
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from tlray.data.images import Images
 from tlray.data.manifest import Manifest
 from tlray.data.sources import Entry, open_source
 from tlray.errors import ConfigError
+from tlray.scratch import temporary_folder
 
 # What a model is made from. The rest says where things are kept, how fast and with what, or is about `retrain` itself.
 SECTIONS = ("seed", "backbones", "strategies", "training", "search_space", "known_recipe", "ranking", "warm_start")
@@ -67,8 +67,8 @@ def all_still_there(manifest: Manifest, data: DataConfig) -> bool:
     wanted = manifest.images.table
     names = pa.array(manifest.classes).take(wanted["label"].combine_chunks())
     keys = _keys(wanted["uri"], wanted["version"], names)
-    with tempfile.TemporaryDirectory(prefix="tlray-listing-") as folder:
-        path = Path(folder) / "listing.parquet"
+    with temporary_folder("listing") as folder:
+        path = folder / "listing.parquet"
         _write_keys(data, path)
         with parquet.open_file(path) as file:
             return bool(pc.all(pc.is_in(keys, value_set=parquet.read(file, ["key"])["key"])).as_py())

@@ -3,7 +3,7 @@
     record = retrain(config, Console())            # NothingToDo where data and settings were judged before
 
 1. List the data; what has been judged already ends it here, with nothing started and nothing written.
-2. Claim the lease: one retraining at a time.
+2. Take the lease: one retraining at a time.
 3. Read what is new; the same contents under other names or dates end it here.
 4. Sweep, the champion's configuration first; what an interrupted retraining has begun goes on instead.
 5. Judge challenger and champion on the same test images.
@@ -26,9 +26,9 @@ from tlray.config import RunConfig
 from tlray.data.manifest import Manifest, load_manifest
 from tlray.ending import interruptible
 from tlray.errors import NothingToDo, TlrayError
+from tlray.lease import Lease, hold, hold_run
 from tlray.prepare import load_run, new_run_uri, with_absolute_locations
 from tlray.retrain.changes import all_still_there, differing, list_data, settings_of
-from tlray.retrain.claim import Claim, claim
 from tlray.retrain.record import Record, load_record, message, save_record
 from tlray.retrain.search import search_config
 from tlray.retrain.state import Judgement, Pending, State, load_state, save_state
@@ -38,6 +38,7 @@ from tlray.runs.folder import FORMAT
 if TYPE_CHECKING:
     from tlray.prepare import Run
 
+LOCK = "retrain.lock"  # who retrains, beside champion.json
 WEBHOOK = "TLRAY_WEBHOOK"  # of the environment
 AGAIN = "the same retraining again goes on with it"
 
@@ -65,7 +66,7 @@ def retrain(config: RunConfig, console: Console) -> Record:
     with interruptible(AGAIN):
         job = _job(config, console)
         _end_if_judged(job, load_state(job.home))
-        with claim(job.home) as held:
+        with hold(storage.join(job.home, LOCK), "another retraining") as held:
             state = load_state(job.home)
             _end_if_judged(job, state)  # by the one that held the lease just now
             return _retrain(job, state, held)
@@ -96,14 +97,15 @@ def _end_if_judged(job: Job, state: State) -> None:
         raise NothingToDo(f"data and configuration are those of {before.run} ({_words(before)}): nothing to do")
 
 
-def _retrain(job: Job, state: State, held: Claim) -> Record:
+def _retrain(job: Job, state: State, held: Lease) -> Record:
     started = time.monotonic()
     champion = read_champion(job.home)
     if champion is not None:
         check_export(champion.champion)  # before anything is spent
     run_uri, listing, cause = _trained(job, state, champion, held)
     run = load_run(run_uri)
-    record = _judged(job, run, cause, time.monotonic() - started)
+    with hold_run(run_uri, "tlray retrain"):
+        record = _judged(job, run, cause, time.monotonic() - started)
     held.check()
     number = _promoted(job, record)
     report_uri = _reported(job, record, number)
@@ -120,7 +122,7 @@ def _retrain(job: Job, state: State, held: Claim) -> Record:
     return record
 
 
-def _trained(job: Job, state: State, champion: Held | None, held: Claim) -> tuple[str, str, str]:
+def _trained(job: Job, state: State, champion: Held | None, held: Lease) -> tuple[str, str, str]:
     """(run folder of the finished sweep, listing of the data that it is about, what had changed)."""
     pending = state.pending
     from tlray.run import resume, run

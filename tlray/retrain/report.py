@@ -10,6 +10,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tlray import __version__, storage
+from tlray.printable import code, markdown
+from tlray.report.html import without_controls
 from tlray.report.words import duration, interval, percent, points
 from tlray.retrain.record import Record
 
@@ -33,11 +35,12 @@ def render(name: str, record: Record, number: int) -> str:
         loader=FileSystemLoader([HERE, HERE.parent / "report"]),
         undefined=StrictUndefined,
         autoescape=name == HTML,
+        finalize=without_controls,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"percent": percent, "points": points, "duration": duration, "cell": _cell}
+    environment.filters |= {"percent": percent, "points": points, "duration": duration, "cell": markdown, "code": code}
     environment.globals |= {"interval": interval}
     drift = record.drift
     return environment.get_template(f"{name}.j2").render(
@@ -115,8 +118,3 @@ def _reading(record: Record) -> str:
     if drift.new_disagreement is not None and drift.new_disagreement > 2 * drift.old_disagreement + 0.1:
         text += " Their labels often disagree with their neighbours': look for wrong labels."
     return text
-
-
-def _cell(text: object) -> str:
-    """Within a Markdown table."""
-    return " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")

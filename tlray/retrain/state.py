@@ -3,7 +3,7 @@
     state = load_state(home)
     save_state(home, state.with_judgement(judgement))
 
-Only the holder of the claim writes it.
+Only the holder of the lease writes it.
 """
 
 import time

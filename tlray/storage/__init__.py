@@ -11,13 +11,13 @@ while (TLRAY_S3_ATTEMPTS and the others of s3_settings.py); whatever goes wrong 
 
 import os
 import secrets
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from tlray.errors import StorageError
+from tlray.scratch import temporary_folder
 from tlray.storage import local, s3
 from tlray.storage.s3 import describe_access, forget_clients
 from tlray.storage.s3_access import S3Access
@@ -198,8 +198,8 @@ def local_copy(uri: str) -> Iterator[Path]:
             raise NotFoundError(f"{uri} does not exist")
         yield Path(uri)
         return
-    with tempfile.TemporaryDirectory(prefix="tlray-") as folder:
-        path = Path(folder) / uri.rpartition("/")[2]  # the name's ending may say what is in it
+    with temporary_folder("download") as folder:
+        path = folder / uri.rpartition("/")[2]  # the name's ending may say what is in it
         s3.download(uri, path)
         yield path
 

@@ -164,17 +164,26 @@ def history(home: str) -> tuple[Champion, ...]:
 
 def check_export(champion: Champion) -> None:
     """StorageError when the champion's bundle is no longer there, is damaged, or is of another model."""
-    remedy = "put it back, or choose another one with `tlray promote EXPORT`"
-    which = f"{champion.export}, the export of champion {champion.number}"
-    if not storage.exists(storage.join(champion.export, CHECKSUMS)):
-        raise StorageError(f"{which}, is gone: {remedy}")
+    problem = problem_of(champion)
+    if problem is not None:
+        raise StorageError(
+            f"{champion.export}, the export of champion {champion.number}, {problem}: put it back, or choose another "
+            "one with `tlray promote EXPORT`"
+        )
+
+
+def problem_of(candidate: Candidate) -> str | None:
+    """What is wrong with a candidate's bundle: every file is read. None where it is as it was when it was chosen."""
+    if not storage.exists(storage.join(candidate.export, CHECKSUMS)):
+        return "is gone"
     try:
-        check_whole(champion.export)
-        config = json.loads(read_verified(champion.export, CONFIG, read_checksums(champion.export)))
+        check_whole(candidate.export)
+        config = json.loads(read_verified(candidate.export, CONFIG, read_checksums(candidate.export)))
     except DataError as error:
-        raise StorageError(f"{which}, is damaged ({error}): {remedy}") from None
-    if champion.checkpoint_sha256 not in (None, config.get("checkpoint_sha256")):
-        raise StorageError(f"{which}, holds another model now, of {config.get('trial_id')}: {remedy}")
+        return f"is damaged ({error})"
+    if candidate.checkpoint_sha256 not in (None, config.get("checkpoint_sha256")):
+        return f"holds another model now, of {config.get('trial_id')}"
+    return None
 
 
 def _last_number(home: str) -> int:

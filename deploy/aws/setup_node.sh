@@ -9,6 +9,11 @@ setup=$(cd "$(dirname "$0")" && pwd)
 environment=$HOME/tlray-env
 python=3.11
 uv=0.13.9
+# The wheel of uv on PyPI for x86_64, which is the architecture of cluster.yaml's image. With another version of uv:
+# `pip download --no-deps --platform manylinux2014_x86_64 --only-binary=:all: uv==VERSION`, then sha256sum and b2sum -l 256.
+uv_wheel=uv-$uv-py3-none-manylinux_2_17_x86_64.manylinux2014_x86_64.whl
+uv_sha256=d7f459fe4fd247d830351c75686d3996ace3c6f3f728eb0e85a30b7ada0cef19
+uv_address=https://files.pythonhosted.org/packages/3d/aa/26d64642d808de4a652579ef950d7cd2d37f080a8babf9c67c6b75fc4c3f
 
 # Where the instance store is mounted; nothing where the node has none. TLRAY_LOCAL_DISK names another disk.
 local_disk() {
@@ -56,6 +61,26 @@ caches_on() {
     ln -sfn "$cache" "$HOME/.cache"
 }
 
+# Nothing that was downloaded is run before its checksum is the one above.
+install_uv() {
+    if [ "$(uname -m)" != x86_64 ]; then
+        echo "setup_node.sh: no checksum of uv for $(uname -m) is known: add its wheel above" >&2
+        return 1
+    fi
+    local download
+    download=$(mktemp -d)
+    curl -LsSf --retry 3 --output "$download/$uv_wheel" "$uv_address/$uv_wheel"
+    if ! echo "$uv_sha256  $download/$uv_wheel" | sha256sum --check --status; then
+        echo "setup_node.sh: $uv_address/$uv_wheel is not the file that was expected (sha256): nothing is installed" >&2
+        rm -rf "$download"
+        return 1
+    fi
+    python3 -m zipfile -e "$download/$uv_wheel" "$download/wheel"
+    mkdir -p "$HOME/.local/bin"
+    install -m 755 "$download/wheel/uv-$uv.data/scripts/uv" "$HOME/.local/bin/uv"
+    rm -rf "$download"
+}
+
 install_packages() {
     local wanted
     wanted=$(cat "$setup/pyproject.toml" "$setup/constraints.txt" | sha256sum | cut -d' ' -f1)
@@ -63,7 +88,7 @@ install_packages() {
         return
     fi
     if [ "$("$HOME/.local/bin/uv" --version 2>/dev/null | cut -d' ' -f2)" != "$uv" ]; then
-        curl -LsSf "https://astral.sh/uv/$uv/install.sh" | env UV_NO_MODIFY_PATH=1 sh
+        install_uv
     fi
     "$HOME/.local/bin/uv" venv --quiet --clear --python "$python" "$environment"
     # The dependencies alone: tlray itself arrives with each job, in its working directory.

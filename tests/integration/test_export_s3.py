@@ -13,9 +13,11 @@ from small_bundle import BACKBONE, CLASSES, COUNTS, METRICS, small_bundle
 
 import tlray
 from tlray import storage
+from tlray.bundle_sums import check_whole
 from tlray.errors import DataError
 from tlray.export import bundle as bundle_module
 from tlray.export import export_bundle
+from tlray.export.of_run import bundles
 from tlray.predict import evaluate, predict
 from tlray.report import write_report
 from tlray.runs.trials import load_results
@@ -56,22 +58,35 @@ def test_a_bundle_is_published_to_a_bucket_with_its_checksums_last(s3, image_fol
     written: list[str] = []
     write_text = storage.write_text
     monkeypatch.setattr(storage, "write_text", lambda uri, text: (written.append(uri), write_text(uri, text)))
-    destination = export_bundle(
-        model=small.model,
-        backbone=BACKBONE,
-        classes=CLASSES,
-        preprocessing=small.preprocessing,
-        strategy="full",
-        params={},
-        metrics=METRICS,
-        data_summary=COUNTS,
-        samples=torch.zeros(2, 3, 64, 64, dtype=torch.uint8),
-        destination=f"{s3.uri}/run/exports/1-test_resnet/",
-    )
+
+    def export(checkpoint_sha256: str) -> str:
+        return export_bundle(
+            model=small.model,
+            backbone=BACKBONE,
+            classes=CLASSES,
+            preprocessing=small.preprocessing,
+            strategy="full",
+            params={},
+            metrics=METRICS,
+            data_summary=COUNTS,
+            samples=torch.zeros(2, 3, 64, 64, dtype=torch.uint8),
+            destination=f"{s3.uri}/run/exports/1-test_resnet/",
+            checkpoint_sha256=checkpoint_sha256,
+        )
+
+    destination = export("a" * 64)
     assert destination == f"{s3.uri}/run/exports/1-test_resnet"
     assert written == [f"{destination}/SHA256SUMS"]
     assert len(list(storage.list_files(destination))) == 7
     assert tlray.load(destination).classes == CLASSES
+
+    assert export("b" * 64) == destination
+    assert tlray.load(destination).config.checkpoint_sha256 == "b" * 64
+    check_whole(destination)
+    on_its_way = written[1].rpartition("/")[0]
+    assert written[1:] == [f"{on_its_way}/SHA256SUMS", f"{destination}/SHA256SUMS"], "the new one is whole first"
+    assert list(storage.list_files(on_its_way)) == []
+    assert bundles(f"{s3.uri}/run") == [destination]
 
 
 def test_results_and_report_of_a_run_in_a_bucket_equal_the_local_ones(s3, tmp_path):

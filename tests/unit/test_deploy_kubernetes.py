@@ -129,9 +129,18 @@ def images() -> dict[str, set[str]]:
 
 def test_manifests_run_the_repositorys_own_versions() -> None:
     assert {cluster_in(name)["rayVersion"] for name in WITH_A_CLUSTER} == {pinned("ray")}
-    assert images()[f"REGISTRY/tlray:{tlray.__version__}"] == set(WITH_A_CLUSTER)
-    others = set(images()) - {f"REGISTRY/tlray:{tlray.__version__}"}
-    assert all(re.fullmatch(r"registry\.k8s\.io/kubectl:v\d+\.\d+\.\d+", image) for image in others)
+    ours = f"REGISTRY/tlray:{tlray.__version__}@DIGEST"
+    assert images()[ours] == set(WITH_A_CLUSTER)
+    others = set(images()) - {ours}
+    assert all(re.fullmatch(r"registry\.k8s\.io/kubectl:v\d+\.\d+\.\d+@KUBECTL-DIGEST", image) for image in others)
+
+
+def test_the_guide_puts_a_digest_in_the_place_of_every_one_that_is_missing() -> None:
+    guide = (ROOT / "docs" / "kubernetes.md").read_text()
+    assert {image.rpartition("@")[2] for image in images()} == {"DIGEST", "KUBECTL-DIGEST"}
+    assert "s|REGISTRY/tlray:0.1.0@DIGEST|" in guide
+    assert "s|@KUBECTL-DIGEST|" in guide
+    assert "--build-arg PYTHON_DIGEST=" in guide
 
 
 def test_the_image_has_the_pinned_packages_on_the_python_that_the_tests_run_with() -> None:
@@ -141,7 +150,10 @@ def test_the_image_has_the_pinned_packages_on_the_python_that_the_tests_run_with
     backend = re.search(r"hatchling>=([\d.]+)", project)
     assert oldest is not None
     assert backend is not None
-    assert re.findall(r"^FROM (\S+)$", text, flags=re.MULTILINE) == [f"python:{oldest[1]}-slim-bookworm"]
+    assert re.findall(r"^FROM (\S+)$", text, flags=re.MULTILINE) == [
+        f"python:{oldest[1]}-slim-bookworm@${{PYTHON_DIGEST}}"
+    ]
+    assert "ARG PYTHON_DIGEST\n" in text  # without a value: a build without one ends
     assert "--requirements pyproject.toml --constraints constraints.txt" in text
     installed = dict(re.findall(r"\b([a-z]+)==([\d.]+)", text))
     setup = (ROOT / "deploy" / "aws" / "setup_node.sh").read_text()

@@ -1,7 +1,11 @@
 """deploy/aws/setup_node.sh: what it makes of a node; programs that would change this machine are stand-ins."""
 
+import hashlib
+import io
 import re
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -115,3 +119,52 @@ def test_a_disk_that_cannot_be_mounted_ends_the_set_up(node: Path) -> None:
     program(node, "sudo", '[ "$1" = mkdir ]')
     assert run_setup(node).returncode != 0
     assert not (node / "uv.log").exists()
+
+
+def as_new(node: Path, download: bytes) -> None:
+    """A node without uv, whose downloads are all `download`; uv's checksum is that of a wheel with a `uv` in it."""
+    (node / ".local" / "bin" / "uv").unlink()
+    (node / "download").write_bytes(download)
+    program(node, "curl", 'while [ $# -gt 1 ]; do [ "$1" = --output ] && cp "$HOME/download" "$2"; shift; done')
+    program(node, "python3", f'exec {sys.executable} "$@"')
+    setup = node / "tlray-setup" / "setup_node.sh"
+    expected = f"uv_sha256={hashlib.sha256(wheel()).hexdigest()}"
+    setup.write_text(re.sub(r"^uv_sha256=\w+$", expected, setup.read_text(), flags=re.MULTILINE))
+
+
+def wheel() -> bytes:
+    script = '#!/bin/sh\necho "$@" >> "$HOME/uv.log"\n[ "$1" = venv ] && mkdir -p "$HOME/tlray-env"\nexit 0\n'
+    version = re.search(r"^uv=(\S+)$", (ROOT / "deploy" / "aws" / "setup_node.sh").read_text(), flags=re.MULTILINE)
+    assert version is not None
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(zipfile.ZipInfo(f"uv-{version[1]}.data/scripts/uv"), script)
+    return file.getvalue()
+
+
+def test_an_installer_is_downloaded_at_its_version_and_run_once_its_checksum_is_right(
+    node: Path, tmp_path: Path
+) -> None:
+    as_new(node, wheel())
+    assert set_up(node, tmp_path / "nvme").startswith("ready: ")
+    assert [line.split()[0] for line in (node / "uv.log").read_text().splitlines()] == ["venv", "pip"]
+
+
+def test_a_download_that_is_another_file_is_not_run_and_ends_the_set_up(node: Path, tmp_path: Path) -> None:
+    as_new(node, wheel() + b"more")
+    done = run_setup(node, TLRAY_LOCAL_DISK=str(tmp_path / "nvme"))
+    assert done.returncode != 0
+    assert "is not the file that was expected (sha256): nothing is installed" in done.stderr
+    assert not (node / ".local" / "bin" / "uv").exists()
+    assert not (node / "uv.log").exists()
+
+
+def test_nothing_downloaded_is_piped_into_a_shell() -> None:
+    for path in [
+        *(ROOT / "deploy").rglob("*"),
+        ROOT / "cluster.yaml",
+        *(ROOT / "scripts").glob("*"),
+        ROOT / ".ci" / "run",
+    ]:
+        if path.is_file():
+            assert not re.search(r"(curl|wget)[^\n|]*\|\s*(sudo\s+|env\s+\S+\s+)*(ba|z)?sh\b", path.read_text()), path

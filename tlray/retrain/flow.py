@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from tlray import storage
-from tlray.champion import Champion, Held, champion_uri, check_export, promote, read_champion
+from tlray.champion import Champion, Held, champion_uri, check_export, problem_of, promote, read_champion
 from tlray.config import RunConfig
 from tlray.data.manifest import Manifest, load_manifest
 from tlray.ending import interruptible
@@ -208,11 +208,15 @@ def _changes(job: Job, last: Judgement, of_images: str | None) -> str:
 
 
 def _judged(job: Job, run: "Run", cause: str, seconds: float) -> Record:
-    """The record of a finished sweep: as it stands in the run folder, if it is about the champion of now."""
+    """The record of a finished sweep: as it stands in the run folder, if it is about the champion of now, and the
+    challenger still the model that was judged."""
     champion = read_champion(job.home)
     now = champion.champion if champion is not None else None
     record = load_record(run.uri)
-    if record is not None and (_number(record.champion) == _number(now) or (now is not None and now.run == run.uri)):
+    judged = record is not None and (
+        _number(record.champion) == _number(now) or (now is not None and now.run == run.uri)
+    )
+    if record is not None and judged and problem_of(record.challenger) is None:
         return record
     from tlray.retrain.duel import make_record
 

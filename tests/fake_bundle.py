@@ -9,6 +9,7 @@ from small_bundle import METRICS
 from tlray import storage
 from tlray.bundle_sums import CHECKSUMS, CONFIG, FILES
 from tlray.results import Leaderboard, LeaderboardRow
+from tlray.runs.sealed import write_document
 
 
 def fake_bundle(uri: str, trial_id: str = "001-resnet50-full", checkpoint_sha256: str | None = None) -> None:
@@ -33,4 +34,4 @@ def write_board(run_uri: str, **fields: Any) -> None:
         **fields,
     }
     board = Leaderboard(rows=(LeaderboardRow(**row),), num_test_images=60, no_gain_reason=None, seed=0)
-    storage.write_text(f"{run_uri}/leaderboard.json", board.model_dump_json())
+    write_document(f"{run_uri}/leaderboard.json", board.model_dump(mode="json"))

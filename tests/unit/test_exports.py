@@ -3,6 +3,7 @@
 Run: python -m pytest tests/unit/test_exports.py
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -24,8 +25,10 @@ from tlray.export.formats import Agreement
 from tlray.plan import Plan, PlannedRun
 from tlray.predict import evaluate, find_export
 from tlray.prepare import Run, load_run, prepare_run
-from tlray.results import LeaderboardRow, TrialResult, append_result, load_results, write_leaderboard
+from tlray.results import LeaderboardRow, TrialResult
 from tlray.retrain.by_hand import promote_by_hand
+from tlray.runs.board import write_leaderboard
+from tlray.runs.trials import load_results, read_recorded, write_trial_result
 from tlray.search_space import list_trials
 from tlray.training.run_images import run_images
 from tlray.training.trial import run_trial
@@ -63,7 +66,9 @@ def trained(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     for trial, val_accuracy in zip(run.trials, (0.1, 0.5, 0.9), strict=True):  # so that the order is known
         result = run_trial(trial, run.uri, local_worker(), run_images(run.uri), lambda metrics: None)
         assert result is not None
-        append_result(run.uri, result.model_copy(update={"val_accuracy": val_accuracy}))
+        recorded = read_recorded(run.uri, trial.trial_id)
+        assert recorded is not None
+        write_trial_result(run.uri, result.model_copy(update={"val_accuracy": val_accuracy}), recorded.files)
     return Path(run.uri)
 
 
@@ -96,13 +101,16 @@ def export(run: Run, top_k: int = 1) -> tuple[str, ...]:
     return export_best(run, write_leaderboard(run.uri), top_k)
 
 
-def with_rows(run: Run, left_out: str | None = None) -> None:
-    """results.jsonl anew, without a trial that has not ended yet."""
-    rows = load_results(run.uri)
-    Path(run.uri, "results.jsonl").unlink()
-    for row in rows:
-        if row.trial_id != left_out:
-            append_result(run.uri, row)
+def as_if_not_ended(run: Run, trial_id: str) -> Callable[[], None]:
+    """Take a trial's final row away -> what brings it back."""
+    path = Path(run.uri, "trials", trial_id, "result.json")
+    row = path.read_bytes()
+    path.unlink()
+
+    def bring_back() -> None:
+        path.write_bytes(row)
+
+    return bring_back
 
 
 def champion(run: Run) -> LeaderboardRow:
@@ -132,13 +140,12 @@ def test_the_exported_model_is_the_leaderboards_champion_also_when_that_ended_af
     run: Run, tmp_path: Path
 ) -> None:
     late = champion(run)
-    everything = Path(run.uri, "results.jsonl").read_text()
-    with_rows(run, left_out=late.trial_id)
+    late_ends = as_if_not_ended(run, late.trial_id)
     (first,) = export(run)
     assert exports_of(run) == {"1-test_resnet": champion(run).trial_id}
     assert champion(run).trial_id != late.trial_id
 
-    Path(run.uri, "results.jsonl").write_text(everything)
+    late_ends()
     write_leaderboard(run.uri)
     said = f"{late.trial_id}, number 1 of .* has no export .*is of {trial_of(first)}"
     with pytest.raises(DataError, match=said):
@@ -187,11 +194,19 @@ def test_an_export_of_another_checkpoint_of_the_same_trial_is_replaced(run: Run)
     before = json.loads(Path(first, "config.json").read_text())["checkpoint_sha256"]
     row = champion(run)
     other = next(one for one in load_results(run.uri) if one.trial_id != row.trial_id and not one.is_baseline)
-    shutil.copy(checkpoint(run, other), checkpoint(run, row))
-    export(run)
+    recorded = read_recorded(run.uri, row.trial_id)
+    assert recorded is not None
+    data = checkpoint(run, other).read_bytes()  # as if the trial had been trained again
+    checkpoint(run, row).write_bytes(data)
+    files = {**recorded.files, checkpoint(run, row).name: hashlib.sha256(data).hexdigest()}
+    write_trial_result(run.uri, recorded.result, files)
+    with pytest.raises(DataError, match="has no export"):
+        find_export(run.uri)
+    assert export(run) == (first,)
     config = json.loads(Path(first, "config.json").read_text())
     assert config["trial_id"] == row.trial_id
-    assert config["checkpoint_sha256"] != before
+    assert config["checkpoint_sha256"] == hashlib.sha256(data).hexdigest() != before
+    assert find_export(run.uri) == first
 
 
 def test_exports_of_ranks_that_are_still_right_stay_and_others_go(run: Run) -> None:
@@ -230,11 +245,10 @@ def test_a_replacement_killed_at_any_write_leaves_the_old_bundle_or_the_new_one_
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late = champion(run)
-    everything = Path(run.uri, "results.jsonl").read_text()
-    with_rows(run, left_out=late.trial_id)
+    late_ends = as_if_not_ended(run, late.trial_id)
     early = champion(run).trial_id
     (first,) = export(run)
-    Path(run.uri, "results.jsonl").write_text(everything)
+    late_ends()
     shutil.copytree(run.uri, tmp_path / "kept")
     found = set()
     for number in range(1, 100):
@@ -287,12 +301,11 @@ def killed_at(number: int, monkeypatch: pytest.MonkeyPatch, work: Callable[[], A
 
 def test_a_bundle_that_was_promoted_is_not_replaced_by_another_model(run: Run) -> None:
     late = champion(run)
-    everything = Path(run.uri, "results.jsonl").read_text()
-    with_rows(run, left_out=late.trial_id)
+    late_ends = as_if_not_ended(run, late.trial_id)
     (first,) = export(run)
     promoted = promote_by_hand(run.uri, None)
     assert promoted.export == first
-    Path(run.uri, "results.jsonl").write_text(everything)
+    late_ends()
     (second,) = export(run)
     assert second != first
     assert export(run) == (second,)

@@ -28,7 +28,7 @@ from tlray.export.files import read_bundle_config
 from tlray.export.formats import Agreement
 from tlray.printable import code, in_one_line, markdown, printable
 from tlray.report import leaderboard_table, write_report
-from tlray.results import make_leaderboard
+from tlray.runs.board import make_leaderboard
 
 EVIL = (
     "\x1b[31mred\x1b[0m",

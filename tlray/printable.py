@@ -34,7 +34,7 @@ def markdown(text: object) -> str:
 
 def code(text: object) -> str:
     """A code span, fenced by more backticks than the text has in a row; not for tables, which end at every `|`."""
-    plain = in_one_line(str(text))
+    plain = in_one_line(str(text)) or "(empty)"
     longest = max((len(run) for run in re.findall("`+", plain)), default=0)
     fence = "`" * (longest + 1)
     return f"{fence} {plain} {fence}" if plain.startswith("`") or plain.endswith("`") else f"{fence}{plain}{fence}"

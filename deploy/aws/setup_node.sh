@@ -9,11 +9,9 @@ setup=$(cd "$(dirname "$0")" && pwd)
 environment=$HOME/tlray-env
 python=3.11
 uv=0.13.9
-# The wheel of uv on PyPI for x86_64, which is the architecture of cluster.yaml's image. With another version of uv:
-# `pip download --no-deps --platform manylinux2014_x86_64 --only-binary=:all: uv==VERSION`, then sha256sum and b2sum -l 256.
-uv_wheel=uv-$uv-py3-none-manylinux_2_17_x86_64.manylinux2014_x86_64.whl
+# sha256 of uv's wheel for x86_64, which is the architecture of cluster.yaml's image. With another version:
+# `pip download --no-deps --platform manylinux2014_x86_64 --only-binary=:all: uv==VERSION`, then sha256sum.
 uv_sha256=d7f459fe4fd247d830351c75686d3996ace3c6f3f728eb0e85a30b7ada0cef19
-uv_address=https://files.pythonhosted.org/packages/3d/aa/26d64642d808de4a652579ef950d7cd2d37f080a8babf9c67c6b75fc4c3f
 
 # Where the instance store is mounted; nothing where the node has none. TLRAY_LOCAL_DISK names another disk.
 local_disk() {
@@ -61,24 +59,20 @@ caches_on() {
     ln -sfn "$cache" "$HOME/.cache"
 }
 
-# Nothing that was downloaded is run before its checksum is the one above.
+# pip compares the checksum before it unpacks anything, and refuses every other file.
 install_uv() {
-    if [ "$(uname -m)" != x86_64 ]; then
-        echo "setup_node.sh: no checksum of uv for $(uname -m) is known: add its wheel above" >&2
-        return 1
+    local folder
+    folder=$(mktemp -d)
+    if ! python3 -m pip --version >/dev/null 2>&1; then
+        sudo apt-get update -qq
+        sudo apt-get install -y -qq python3-pip >/dev/null
     fi
-    local download
-    download=$(mktemp -d)
-    curl -LsSf --retry 3 --output "$download/$uv_wheel" "$uv_address/$uv_wheel"
-    if ! echo "$uv_sha256  $download/$uv_wheel" | sha256sum --check --status; then
-        echo "setup_node.sh: $uv_address/$uv_wheel is not the file that was expected (sha256): nothing is installed" >&2
-        rm -rf "$download"
-        return 1
-    fi
-    python3 -m zipfile -e "$download/$uv_wheel" "$download/wheel"
+    echo "uv==$uv --hash=sha256:$uv_sha256" >"$folder/requirements"
+    python3 -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
+        --target "$folder/uv" --requirement "$folder/requirements"
     mkdir -p "$HOME/.local/bin"
-    install -m 755 "$download/wheel/uv-$uv.data/scripts/uv" "$HOME/.local/bin/uv"
-    rm -rf "$download"
+    install -m 755 "$folder/uv/bin/uv" "$HOME/.local/bin/uv"
+    rm -rf "$folder"
 }
 
 install_packages() {

@@ -1,7 +1,6 @@
 """deploy/aws/setup_node.sh: what it makes of a node; programs that would change this machine are stand-ins."""
 
 import hashlib
-import io
 import re
 import subprocess
 import sys
@@ -121,40 +120,44 @@ def test_a_disk_that_cannot_be_mounted_ends_the_set_up(node: Path) -> None:
     assert not (node / "uv.log").exists()
 
 
-def as_new(node: Path, download: bytes) -> None:
-    """A node without uv, whose downloads are all `download`; uv's checksum is that of a wheel with a `uv` in it."""
-    (node / ".local" / "bin" / "uv").unlink()
-    (node / "download").write_bytes(download)
-    program(node, "curl", 'while [ $# -gt 1 ]; do [ "$1" = --output ] && cp "$HOME/download" "$2"; shift; done')
-    program(node, "python3", f'exec {sys.executable} "$@"')
+UV = '#!/bin/sh\necho "$@" >> "$HOME/uv.log"\n[ "$1" = venv ] && mkdir -p "$HOME/tlray-env"\nexit 0\n'
+
+
+def as_new(node: Path, *, expected: str | None = None) -> dict[str, str]:
+    """A node without uv, whose packages are one wheel that a `uv` lies in -> its environment.
+
+    `expected`: the checksum that the script knows; by default the wheel's.
+    """
     setup = node / "tlray-setup" / "setup_node.sh"
-    expected = f"uv_sha256={hashlib.sha256(wheel()).hexdigest()}"
-    setup.write_text(re.sub(r"^uv_sha256=\w+$", expected, setup.read_text(), flags=re.MULTILINE))
-
-
-def wheel() -> bytes:
-    script = '#!/bin/sh\necho "$@" >> "$HOME/uv.log"\n[ "$1" = venv ] && mkdir -p "$HOME/tlray-env"\nexit 0\n'
-    version = re.search(r"^uv=(\S+)$", (ROOT / "deploy" / "aws" / "setup_node.sh").read_text(), flags=re.MULTILINE)
+    version = re.search(r"^uv=(\S+)$", setup.read_text(), flags=re.MULTILINE)
     assert version is not None
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr(zipfile.ZipInfo(f"uv-{version[1]}.data/scripts/uv"), script)
-    return file.getvalue()
+    name = f"uv-{version[1]}"
+    wheel = node / "packages" / f"{name}-py3-none-any.whl"
+    wheel.parent.mkdir()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(f"{name}.data/scripts/uv", UV)
+        archive.writestr(f"{name}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: uv\nVersion: {version[1]}\n")
+        archive.writestr(f"{name}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{name}.dist-info/RECORD", "")
+    (node / ".local" / "bin" / "uv").unlink()
+    program(node, "python3", f'exec {sys.executable} "$@"')
+    line = f"uv_sha256={expected or hashlib.sha256(wheel.read_bytes()).hexdigest()}"
+    text, count = re.subn(r"^uv_sha256=[0-9a-f]{64}$", line, setup.read_text(), flags=re.MULTILINE)
+    assert count == 1
+    setup.write_text(text)
+    return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheel.parent), "PIP_CONFIG_FILE": "/dev/null"}
 
 
-def test_an_installer_is_downloaded_at_its_version_and_run_once_its_checksum_is_right(
-    node: Path, tmp_path: Path
-) -> None:
-    as_new(node, wheel())
-    assert set_up(node, tmp_path / "nvme").startswith("ready: ")
+def test_uv_is_installed_at_its_version_where_its_checksum_is_the_one_that_is_known(node: Path, tmp_path: Path) -> None:
+    done = run_setup(node, TLRAY_LOCAL_DISK=str(tmp_path / "nvme"), **as_new(node))
+    assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in (node / "uv.log").read_text().splitlines()] == ["venv", "pip"]
 
 
-def test_a_download_that_is_another_file_is_not_run_and_ends_the_set_up(node: Path, tmp_path: Path) -> None:
-    as_new(node, wheel() + b"more")
-    done = run_setup(node, TLRAY_LOCAL_DISK=str(tmp_path / "nvme"))
+def test_a_download_that_is_another_file_is_not_installed_and_ends_the_set_up(node: Path, tmp_path: Path) -> None:
+    done = run_setup(node, TLRAY_LOCAL_DISK=str(tmp_path / "nvme"), **as_new(node, expected="0" * 64))
     assert done.returncode != 0
-    assert "is not the file that was expected (sha256): nothing is installed" in done.stderr
+    assert "DO NOT MATCH THE HASHES" in done.stderr
     assert not (node / ".local" / "bin" / "uv").exists()
     assert not (node / "uv.log").exists()
 

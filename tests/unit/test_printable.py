@@ -153,7 +153,8 @@ def test_no_console_passes_on_what_a_name_tells_a_terminal(name: str) -> None:
     ours = re.compile("\x1b\\[[0-9;]*m")
     written = console.file.getvalue()
     assert not OBEYED.search(ours.sub("", written))
-    assert printable(name).replace("\n", "") in ours.sub("", written).replace("\n", "")
+    shown = re.sub("[\x07\x08\r\n]", "", name)  # rich drops some by itself
+    assert printable(shown) in ours.sub("", written).replace("\n", "")
     assert set(ours.findall(written)) <= {"\x1b[0m", "\x1b[1m", "\x1b[33m"}, "styles are the program's alone"
 
 

@@ -19,9 +19,14 @@ import pytest
 
 from tlray import lease as leases
 from tlray.cli import main
+from tlray.config import RunConfig
+from tlray.data.manifest import make_manifest
 from tlray.errors import HeldElsewhere
 from tlray.lease import hold, hold_run
+from tlray.plan import Plan, PlannedRun
+from tlray.prepare import prepare_run
 from tlray.processes import Process, lives, this_process
+from tlray.search_space import list_trials
 
 HOLDER = """
 import sys, time
@@ -64,6 +69,17 @@ def start_holder(run_uri: str) -> Iterator[Start]:
         yield start
 
 
+def prepare(run_uri: str, image_folder: Path) -> None:
+    """Make it a run whose first trial has not begun."""
+    for path in Path(run_uri).iterdir():
+        path.unlink()
+    fields = {"name": "x", "data": {"train": str(image_folder), "val_fraction": 0.25}, "backbones": ["timm/resnet18"]}
+    config = RunConfig.model_validate(fields)
+    nothing = {"num_images": {}, "num_bad_images": 0, "total_epochs": 0, "total_image_passes": 0}
+    plan = Plan(name="x", num_classes=3, trials=(), **nothing)
+    prepare_run(PlannedRun(config, make_manifest(config.data), tuple(list_trials(config)), plan), run_uri)
+
+
 def write_lease(run_uri: str, **fields: Any) -> Path:
     """Of this process and machine, but for `fields`."""
     me = this_process()
@@ -75,8 +91,9 @@ def write_lease(run_uri: str, **fields: Any) -> Path:
 
 @pytest.mark.parametrize("command", ["resume", "export"])
 def test_a_second_command_on_a_run_is_told_who_holds_it_and_exits_with_three(
-    run_uri: str, start_holder: Start, command: str, capsys: pytest.CaptureFixture[str]
+    run_uri: str, start_holder: Start, command: str, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    prepare(run_uri, image_folder)
     holder = start_holder()
     before = sorted(path.name for path in Path(run_uri).glob("[!.]*"))
     with pytest.raises(SystemExit) as ended:

@@ -97,7 +97,7 @@ def test_an_export_that_was_replaced_since_the_prediction_began_is_refused(
     (copy / "SHA256SUMS").write_text((copy / "SHA256SUMS").read_text() + "\n")
     with pytest.raises(DataError, match="has changed since the prediction began"):
         Classifier(before, "cpu")
-    with pytest.raises(DataError, match="neither an export bundle"):
+    with pytest.raises(DataError, match="is a folder without exports"):
         find_model(str(images))
 
 

@@ -62,7 +62,7 @@ def config_of(folder: Path) -> RunConfig:
         {
             "name": "birds",
             "storage": str(folder / "runs"),
-            "data": {"train": "images"},
+            "data": {"train": str(folder)},
             "backbones": ["timm/test_resnet"],
             "strategies": ["full"],
             "training": {"lr": 0.25},

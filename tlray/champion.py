@@ -10,6 +10,7 @@ champion.json is the truth. A champion is written to the history when it comes a
 it is replaced: none that was ever in use is missing there.
 """
 
+import json
 import time
 from dataclasses import dataclass
 from typing import Any, Literal

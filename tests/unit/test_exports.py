@@ -15,7 +15,7 @@ from fake_bundle import write_board
 
 from tlray import storage
 from tlray.bundle_sums import CHECKSUMS, check_whole
-from tlray.champion import load_champion
+from tlray.champion import load_champion, promote, read_champion, rollback
 from tlray.config import RunConfig
 from tlray.data.manifest import make_manifest
 from tlray.errors import DataError, StorageError
@@ -178,8 +178,18 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["SHA256SUMS", "config.json", "metrics.json", "model.safetensors", "model.pt2"])
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("SHA256SUMS", "flipped"),
+        ("SHA256SUMS", "missing"),
+        ("config.json", "cut"),
+        ("metrics.json", "flipped"),
+        ("model.safetensors", "flipped"),
+        ("model.pt2", "empty"),
+        ("MODEL_CARD.md", "missing"),
+    ],
+)
 def test_a_damaged_export_is_made_again(run: Run, exported: list[str], name: str, damage: str) -> None:
     (first,) = export(run)
     DAMAGE[damage](Path(first, name))
@@ -318,11 +328,13 @@ def test_a_champion_whose_bundle_holds_another_model_or_is_damaged_is_refused(ru
     (first,) = export(run)
     promote_by_hand(run.uri, None)
     home = str(Path(run.uri).parent)
-    good = Path(home, "champion.json").read_text()
-    Path(home, "champion.json").write_text(good.replace(json.loads(good)["checkpoint_sha256"], "0" * 64))
-    with pytest.raises(StorageError, match="the export of champion 1, holds another model now"):
+    held = read_champion(home)
+    assert held is not None
+    other = held.champion.model_copy(update={"checkpoint_sha256": "0" * 64})
+    promote(home, other, held, by="hand", reason="as if the bundle had been replaced since")
+    with pytest.raises(StorageError, match="the export of champion 2, holds another model now"):
         find_export(f"{home}/champion.json")
-    Path(home, "champion.json").write_text(good)
+    rollback(home)
     Path(first, "model.onnx").write_bytes(b"")
     with pytest.raises(StorageError, match=r"is damaged \(.*model.onnx is corrupted"):
         find_export(f"{home}/champion.json")

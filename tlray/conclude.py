@@ -40,12 +40,24 @@ def conclude(run: Run, console: Console) -> Outcome:
     if found is not None:
         console.print(agreement_table(found))
     if not any(row.rank for row in leaderboard.rows):
+        _end_if_not_whole(run, leaderboard)
         reasons = sorted({result.error or "" for result in load_results(run.uri)})
         raise TrialError(f"every trial failed: {'; '.join(reasons)}")
     write_report(run.uri)  # before the exports: what a sweep has found is shown even where a format fails
+    _end_if_not_whole(run, leaderboard)
     exports = export_best(run, leaderboard, run.config.export.top_k)
     finish(run)
     return Outcome(run.uri, leaderboard, exports)
+
+
+def _end_if_not_whole(run: Run, leaderboard: Leaderboard) -> None:
+    """TrialError where trials failed for what a resume can mend: the run is not done, its best trial not known."""
+    failed = [row for row in leaderboard.rows if row.may_pass]
+    if failed:
+        raise TrialError(
+            f"{len(failed)} of {len(leaderboard.rows)} trials failed for a reason that may pass "
+            f"({failed[0].trial_id}: {failed[0].error}); `tlray resume {run.uri}` tries them again"
+        )
 
 
 def export_best(run: Run, leaderboard: Leaderboard, top_k: int) -> tuple[str, ...]:

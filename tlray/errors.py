@@ -7,6 +7,7 @@ TlrayError                 1  the work failed
 │   ├── DataError             the images
 │   │   └── BadImageError         one that cannot be decoded (data/decode.py)
 │   ├── StorageError          a location that cannot be read or written
+│   │   ├── UnreachableError      a store that gives no answer for now: the same may succeed later
 │   │   ├── NotFoundError         a file, object or folder that is not there (storage)
 │   │   └── DamagedError          a file that is not what was written
 │   └── ClusterError          more than the cluster has
@@ -45,6 +46,10 @@ class DataError(InputError):
 
 
 class StorageError(InputError):
+    pass
+
+
+class UnreachableError(StorageError):
     pass
 
 

@@ -38,6 +38,7 @@ class TrialResult(BaseModel):
     is_baseline: bool = False
     status: Literal["completed", "stopped", "failed"]  # stopped: early, by the scheduler
     error: str | None = None
+    may_pass: bool = False  # failed by what it ran on, not by itself: a resume is worth its time
     epochs: int = 0  # trained
     best_epoch: int | None = None  # 1-based
     val_accuracy: Score = None

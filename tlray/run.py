@@ -7,7 +7,8 @@ Every stage reads what the one before it has written to the run folder, so a res
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.text import Text
@@ -26,7 +27,7 @@ from tlray.distributed.ranking import rank_on_cluster
 from tlray.distributed.ready import make_ready
 from tlray.distributed.sweep import run_sweep
 from tlray.ending import interruptible
-from tlray.errors import BackboneError, TlrayError
+from tlray.errors import BackboneError, TlrayError, TrialError, UnreachableError
 from tlray.features import features_config, write_features
 from tlray.lease import hold_run
 from tlray.plan import PlannedRun
@@ -53,7 +54,7 @@ def run(config: RunConfig, run_uri: str, console: Console, manifest: Manifest | 
         if manifest is None:
             _prepare_images(config, console)
         planned = _shortlist_and_plan(config, run_uri, console, manifest)
-    with interruptible(goes_on(run_uri)), hold_run(run_uri, "tlray run"):
+    with interruptible(goes_on(run_uri)), _resumable(run_uri), hold_run(run_uri, "tlray run"):
         prepared = prepare_run(planned, run_uri)
         _say_what_was_found(prepared, console)
         return _sweep_and_conclude(prepared, console)
@@ -61,7 +62,7 @@ def run(config: RunConfig, run_uri: str, console: Console, manifest: Manifest | 
 
 def resume(run_uri: str, console: Console) -> Outcome:
     """Go on with an interrupted run: finished trials stay finished, others continue from their last checkpoint."""
-    with interruptible(goes_on(run_uri)):
+    with interruptible(goes_on(run_uri)), _resumable(run_uri):
         loaded = load_run(run_uri)  # before Ray is started: it may be no run folder
         with hold_run(loaded.uri, "tlray resume"):
             return _resumed(loaded, console)
@@ -112,6 +113,15 @@ def goes_on(run_uri: str) -> str:
     return f"`tlray resume {run_uri}` goes on, with what each running trial did since its last checkpoint lost at most"
 
 
+@contextmanager
+def _resumable(run_uri: str) -> Iterator[None]:
+    """A store that stays away ends a run that has begun with what to do when it is back, not as wrong input."""
+    try:
+        yield
+    except UnreachableError as error:
+        raise TrialError(f"{error}; {goes_on(run_uri)}") from None
+
+
 def _make_ready(config: RunConfig, console: Console) -> None:
     make_ready(config, lambda line: console.print(line, highlight=False, markup=False))
 
@@ -147,6 +157,7 @@ def _rank(config: RunConfig, run_uri: str, console: Console) -> tuple[RunConfig,
 
 def _sweep_and_conclude(run: Run, console: Console) -> Outcome:
     finished = [result.trial_id for result in load_results(run.uri) if result.status != "failed"]
+    storage.be_patient()
     with SweepProgress(run.trials, finished, console) as progress:
         run_sweep(run, progress)
     elsewhere = conclude_on_cluster(run.config, _conclude_in_words, run.uri, console.width, console.is_terminal)

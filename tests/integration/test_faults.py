@@ -19,7 +19,8 @@ import pytest
 from fault_proxy import FaultProxy
 
 from tlray import storage
-from tlray.errors import StorageError
+from tlray.errors import StorageError, UnreachableError
+from tlray.storage import s3_settings
 
 pytestmark = pytest.mark.s3
 
@@ -89,7 +90,7 @@ def test_a_fault_that_stays_ends_in_one_line_in_bounded_time(fault: Any, uri: st
     assert proxy.seen("/object") - before == 3
     assert "3 attempts" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert type(caught.value) is StorageError
+    assert type(caught.value) is UnreachableError
 
 
 def test_throttling_is_named_with_its_remedy(uri: str, proxy: FaultProxy) -> None:
@@ -119,6 +120,34 @@ def test_the_total_time_bounds_the_attempts(uri: str, proxy: FaultProxy, monkeyp
         storage.read_bytes(uri)
     assert time.monotonic() - begun < AT_MOST
     assert proxy.seen("/object") < 100
+
+
+@pytest.mark.parametrize("write", ["write_bytes", "create_exclusive", "replace", "delete", "upload_folder"])
+def test_a_write_outlasts_more_failures_than_there_were_ever_attempts_where_there_is_time(
+    write: str, s3: Any, uri: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(s3_settings, "_patient", False)
+    monkeypatch.delenv("TLRAY_S3_ATTEMPTS")
+    storage.be_patient()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "new").write_bytes(DATA)
+    method = "DELETE" if write == "delete" else "PUT"
+    proxy.spoil(fault_proxy.slow_down, times=8, method=method)
+    writes = {
+        "write_bytes": lambda: storage.write_bytes(f"{s3.uri}/new", DATA),
+        "create_exclusive": lambda: storage.create_exclusive(f"{s3.uri}/new", DATA),
+        "replace": lambda: storage.replace(uri, DATA, DATA[::-1]),
+        "delete": lambda: storage.delete(uri),
+        "upload_folder": lambda: storage.upload_folder(tmp_path / "folder", s3.uri),
+    }
+    before = proxy.seen(method=method)
+    writes[write]()
+    assert proxy.seen(method=method) - before >= 9  # one more where the first form of a condition is refused
+    if write == "delete":
+        assert not storage.exists(uri)
+    else:
+        changed, wanted = (uri, DATA[::-1]) if write == "replace" else (f"{s3.uri}/new", DATA)
+        assert storage.read_bytes(changed) == wanted
 
 
 @pytest.mark.parametrize(
@@ -163,7 +192,7 @@ def test_credentials_that_expire_in_mid_run_are_read_anew(
 def test_expired_credentials_end_at_once_when_there_are_no_newer_ones(uri: str, proxy: FaultProxy) -> None:
     proxy.spoil(fault_proxy.expired_token)
     before = proxy.seen("/object")
-    said = rf"^{uri}: the credentials are refused by {proxy.endpoint} \(ExpiredToken\); check AWS_ACCESS_KEY_ID"
+    said = rf"^{uri}: the credentials have expired, says {proxy.endpoint} \(ExpiredToken\), and no newer ones are found"
     with pytest.raises(StorageError, match=said):
         storage.read_bytes(uri)
     assert proxy.seen("/object") - before == 2

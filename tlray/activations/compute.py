@@ -25,7 +25,7 @@ from tlray.data.images import Image
 from tlray.data.loader import load_draws
 from tlray.data.read import Read, read_original
 from tlray.data.transforms import normalise
-from tlray.errors import DataError, TlrayError
+from tlray.errors import DataError, TlrayError, UnreachableError
 from tlray.fold import folded
 from tlray.freeze import frozen_keys, hash_tensors
 from tlray.split import find_cut, frozen_prefix
@@ -47,7 +47,8 @@ def compute_chunk(
 ) -> ChunkOutcome:
     """Compute and commit what `chunk` names; a backbone that fails does not keep the others from their shards.
 
-    DataError when an image is gone or has changed: that is for the whole run to know.
+    DataError when an image is gone or has changed: that is for the whole run to know. UnreachableError when a store is
+    away: no backbone is at fault, and the chunk can be computed later.
     """
     outcome = ChunkOutcome()
     chosen = [images[content_id] for content_id in chunk.content_ids]
@@ -58,6 +59,8 @@ def compute_chunk(
             try:
                 if keys:
                     passes.append(_Pass(wanted, keys, num_classes, device))
+            except UnreachableError:
+                raise
             except TlrayError as error:
                 outcome.failures[wanted.backbone.id] = str(error)
         if not passes:
@@ -69,7 +72,7 @@ def compute_chunk(
             try:
                 one.commit(store, chunk.content_ids, run)
                 outcome.num_forwards += len(chunk.content_ids)
-            except DataError:
+            except (DataError, UnreachableError):
                 raise
             except TlrayError as error:
                 outcome.failures[one.wanted.backbone.id] = str(error)

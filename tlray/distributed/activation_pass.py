@@ -6,6 +6,7 @@ Every chunk is a task that commits its own shards, so a killed worker costs a ch
 a killed run costs the chunks in progress: the next one lists what is missing and computes that.
 """
 
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 
 import ray
@@ -18,12 +19,13 @@ from tlray.activations.planned import ActivationSource
 from tlray.activations.store import ActivationStore
 from tlray.config import TrialConfig
 from tlray.distributed.cluster import cluster_summary
-from tlray.distributed.errors import answer
+from tlray.distributed.errors import answer, may_pass
 from tlray.distributed.resources import TaskResources, model_tasks
 from tlray.distributed.tasks import chunk_task
 from tlray.errors import TlrayError, TrialError
 from tlray.prepare import Run
 
+TURNS = 3  # of a chunk, each with all the patience there is, before the run ends and is to be resumed
 AHEAD = 2  # chunks queued for each that is computed, so that an autoscaler sees what is wanted
 
 
@@ -76,12 +78,15 @@ def run_activation_pass(run: Run, progress: Callable[[int, int], None]) -> dict[
 
 
 def _computed(run: Run, chunks: list[Chunk], resources: TaskResources) -> Iterator[tuple]:
-    """Every chunk with its outcome, as they are done."""
+    """Every chunk with its outcome, as they are done; one that has lost its store or its node has its turn later."""
     task = chunk_task.options(**resources.options, max_retries=run.config.sweep.max_failures)
-    remaining = iter(chunks)
+    remaining = deque(chunks)
+    turns: Counter[int] = Counter()  # that a chunk has had, by its identity
     running: dict[ray.ObjectRef, Chunk] = {}
     while True:
-        while len(running) < AHEAD * resources.concurrent and (chunk := next(remaining, None)) is not None:
+        while len(running) < AHEAD * resources.concurrent and remaining:
+            chunk = remaining.popleft()
+            turns[id(chunk)] += 1
             running[task.remote(run.uri, chunk, resources.threads)] = chunk
         if not running:
             return
@@ -89,7 +94,10 @@ def _computed(run: Run, chunks: list[Chunk], resources: TaskResources) -> Iterat
         chunk = running.pop(done)
         try:
             yield answer(done, "the activation pass", f"`tlray resume {run.uri}` goes on"), chunk
-        except TlrayError:
+        except TlrayError as error:
+            if may_pass(error) and turns[id(chunk)] < TURNS:
+                remaining.append(chunk)
+                continue
             for other in running:
                 ray.cancel(other, force=True)
             raise

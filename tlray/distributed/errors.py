@@ -4,7 +4,18 @@ from typing import Any
 
 import ray
 
-from tlray.errors import TlrayError, TrialError
+from tlray.errors import TlrayError, TrialError, UnreachableError
+
+LASTING = (ray.exceptions.OutOfMemoryError, ray.exceptions.RuntimeEnvSetupError)
+PASSING = (
+    UnreachableError,
+    ray.exceptions.RayActorError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.LocalRayletDiedError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.RaySystemError,
+)
 
 
 def answer(task: Any, what: str, remedy: str = "") -> Any:
@@ -27,6 +38,19 @@ def cause_of(error: BaseException) -> BaseException:
     if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, BaseException):
         return error.cause
     return error
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Whether the same work may succeed later: the store, a node or a process was lost, and the work is not at fault.
+
+    Out of memory is the work's own fault: it has been started again before, and would be as large the next time.
+    """
+    if error is None:
+        return False
+    cause = cause_of(error)
+    if isinstance(cause, LASTING) or "memory" in str(cause).lower():
+        return False
+    return isinstance(cause, PASSING) or may_pass(cause.__cause__)
 
 
 def reason_of(error: BaseException) -> str:

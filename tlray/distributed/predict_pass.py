@@ -82,6 +82,7 @@ def find_model_task(model_ref: str) -> Any:
 @ray.remote
 def predict_task(model: ModelFacts, files: pa.Table, location: str, num_threads: int) -> None:
     """Classifies the images of one part and writes it."""
+    storage.be_patient()
     import torch
 
     from tlray.prediction.classify import open_classifier

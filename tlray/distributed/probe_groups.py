@@ -12,7 +12,6 @@ from typing import Any
 import ray
 
 from tlray.config import TrialConfig
-from tlray.distributed.errors import reason_of
 from tlray.distributed.resources import TaskResources
 from tlray.distributed.tasks import probe_group_task
 from tlray.distributed.watch import Watcher
@@ -24,7 +23,7 @@ from tlray.runs.trials import read_states
 
 def run_probe_groups(
     run: Run, groups: Sequence[Sequence[TrialConfig]], resources: TaskResources, watch: Watcher
-) -> dict[str, str]:
+) -> dict[str, BaseException]:
     """Train every group and append its rows -> why, for each trial that has none because its group broke down."""
     task = probe_group_task.options(**resources.options, max_retries=run.config.sweep.max_failures)
     running: dict[Any, Sequence[TrialConfig]] = {}  # by the generator of what the task tells
@@ -32,7 +31,7 @@ def run_probe_groups(
         ids = [trial.trial_id for trial in group]
         running[task.remote(run.uri, ids, resources.threads)] = group
     started: set[str] = set()
-    broken: dict[str, str] = {}
+    broken: dict[str, BaseException] = {}
     while running:
         ready: Any = ray.wait(list(running))[0][0]
         group = running[ready]
@@ -45,7 +44,7 @@ def run_probe_groups(
             del running[ready]
             for trial_id, state in read_states(run.uri, [trial.trial_id for trial in group]).items():
                 if state.result is None:
-                    broken[trial_id] = reason_of(error)
+                    broken[trial_id] = error
                 else:  # written before its group broke down
                     _end(run, state.result, watch)
             continue

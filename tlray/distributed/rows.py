@@ -3,9 +3,10 @@
 open_trials = not_finished(run.uri, run.trials)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tlray.config import TrialConfig
+from tlray.distributed.errors import may_pass, reason_of
 from tlray.distributed.watch import Watcher
 from tlray.prepare import Run
 from tlray.runs.board import append_result
@@ -31,11 +32,14 @@ def still_to_score(run_uri: str, trials: Sequence[TrialConfig]) -> list[TrialCon
     return [trial for trial in trials if states[trial.trial_id].was_stopped]
 
 
-def fail(run: Run, reasons: dict[str, str], watch: Watcher) -> None:
-    """A failed row for each trial id in `reasons`."""
+def fail(run: Run, reasons: Mapping[str, str | BaseException], watch: Watcher) -> None:
+    """A failed row for each trial id in `reasons`: words, or the error that has them."""
     for trial in run.trials:
         if trial.trial_id in reasons:
-            result = failed_result(trial, run.uri, reasons[trial.trial_id])
+            reason = reasons[trial.trial_id]
+            words = reason if isinstance(reason, str) else reason_of(reason)
+            passes = not isinstance(reason, str) and may_pass(reason)
+            result = failed_result(trial, run.uri, words, may_pass=passes)
             write_trial_result(run.uri, result)
             append_result(run.uri, result)
             watch.trial_ended(result)

@@ -25,7 +25,6 @@ from tlray.data.prepared import open_prepared
 from tlray.distributed.activation_pass import compute_activations
 from tlray.distributed.budgeting import open_budget, within_budget, within_number, worth_their_frozen_work
 from tlray.distributed.cluster import cluster_summary, connect
-from tlray.distributed.errors import reason_of
 from tlray.distributed.probe_groups import run_probe_groups
 from tlray.distributed.resources import TrialResources, model_tasks, trial_resources
 from tlray.distributed.rows import fail, not_ended, not_finished, still_to_score
@@ -156,7 +155,7 @@ def _conclude(run: Run, trials: Sequence[TrialConfig], resources: TrialResources
         try:
             result = ray.get(done)
         except ray.exceptions.RayError as error:
-            fail(run, {trial.trial_id: reason_of(error)}, watch)
+            fail(run, {trial.trial_id: error}, watch)
             continue
         append_result(run.uri, result)
         watch.trial_ended(result)

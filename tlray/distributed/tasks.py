@@ -61,6 +61,7 @@ def select_task(config: RunConfig) -> RunConfig:
 @ray.remote
 def score_task(run_uri: str, position: int, num_threads: int) -> Any:
     """The RankedBackbone of one of the configuration's backbones."""
+    storage.be_patient()
     import torch
 
     from tlray.ranking.backbone import rank_backbone
@@ -72,6 +73,7 @@ def score_task(run_uri: str, position: int, num_threads: int) -> Any:
 @ray.remote
 def prepare_task(data: DataConfig, entries: list[Entry], num_threads: int) -> int:
     """Reads some images of one location and keeps them in shards -> how many there were, unreadable ones included."""
+    storage.be_patient()
     from tlray.data.inspect import inspect
     from tlray.data.prepared import open_prepared
     from tlray.data.sources import open_source
@@ -88,6 +90,7 @@ def prepare_task(data: DataConfig, entries: list[Entry], num_threads: int) -> in
 @ray.remote
 def chunk_task(run_uri: str, chunk: Chunk, num_threads: int) -> Any:
     """Computes and commits one chunk of activations -> ChunkOutcome."""
+    storage.be_patient()
     import torch
 
     from tlray.activations.compute import compute_chunk
@@ -117,6 +120,7 @@ def chunk_task(run_uri: str, chunk: Chunk, num_threads: int) -> Any:
 @ray.remote(num_returns="streaming")
 def probe_group_task(run_uri: str, trial_ids: list[str], num_threads: int) -> Iterator[Any]:
     """Trains linear probes as one batched head; yields lists of (trial id, EpochMetrics), then TrialResults."""
+    storage.be_patient()
     import torch
 
     from tlray.training.probe_group import run_probe_group
@@ -153,6 +157,7 @@ def probe_group_task(run_uri: str, trial_ids: list[str], num_threads: int) -> It
 @ray.remote
 def conclude_task(run_uri: str, trial_id: str, num_threads: int) -> Any:
     """Scores a trial that the scheduler stopped -> TrialResult."""
+    storage.be_patient()
     import torch
 
     from tlray.training.run_images import run_images

@@ -20,6 +20,7 @@ from tlray.budget.clock import Budget
 from tlray.config import TrialConfig
 from tlray.distributed.budget_stopper import BudgetStopper
 from tlray.distributed.driver import in_process_trial, nested_trial
+from tlray.distributed.errors import may_pass
 from tlray.distributed.private_ray import keep_secrets_at_home
 from tlray.distributed.resources import DRIVER_MEMORY_BYTES, TrialResources
 from tlray.distributed.scheduler import make_scheduler, our_trial_id
@@ -157,7 +158,8 @@ class _Rows(tune.Callback):
         with self._loop.own_work():
             if NOT_REUSED in reason or _how_far(self._run_uri, trial_id) > self._before[trial_id]:
                 return
-            result = failed_result(self._trials[trial_id], self._run_uri, reason)
+            passes = may_pass(trial.get_pickled_error())
+            result = failed_result(self._trials[trial_id], self._run_uri, reason, may_pass=passes)
             write_trial_result(self._run_uri, result)
             append_result(self._run_uri, result)
         self._watch.trial_ended(result)

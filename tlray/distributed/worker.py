@@ -9,9 +9,10 @@ import torch
 from ray import tune
 from torch import nn
 
+from tlray import storage
 from tlray.distributed.images import worker_images
 from tlray.distributed.tasks import check_gpu, load_trial
-from tlray.errors import TlrayError
+from tlray.errors import TlrayError, UnreachableError
 from tlray.runs.trials import write_trial_result
 from tlray.training.epoch import Report
 from tlray.training.record import failed_result
@@ -42,9 +43,12 @@ def _run(settings: dict[str, Any], worker: Worker, report: Report) -> None:
     torch.set_num_threads(settings["threads"])
     run_uri = settings["run_uri"]
     trial = load_trial(run_uri, settings["trial_id"])
+    storage.be_patient()
     try:
         check_gpu()
         run_trial(trial, run_uri, worker, worker_images(run_uri), report)
+    except UnreachableError:
+        raise  # it goes on from its checkpoint as soon as the store is back
     except (TlrayError, torch.OutOfMemoryError) as error:
         reason = str(error)
         if isinstance(error, torch.OutOfMemoryError):

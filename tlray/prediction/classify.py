@@ -29,7 +29,7 @@ from tlray.data.decode import BadImageError, decode
 from tlray.data.jpeg import SMALLEST_SIDE
 from tlray.data.parallel import ordered_map
 from tlray.data.transforms import eval_transform, needed_size, normalise
-from tlray.errors import DataError, StorageError
+from tlray.errors import DataError, StorageError, UnreachableError
 from tlray.export.files import read_bundle_config
 from tlray.export.model import load_backbone
 from tlray.fold import folded
@@ -108,6 +108,8 @@ class Classifier:
                     error = bad.reason
                 except MemoryError:
                     error = "needs more memory than there is"
+                except UnreachableError:
+                    raise  # the image is no worse for it, and the part is predicted again
                 except StorageError as missing:
                     error = _reason(missing, uri)
             errors.append(error)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from tlray.errors import StorageError
 from tlray.scratch import temporary_folder
-from tlray.storage import local, s3
+from tlray.storage import local, s3, s3_settings
 from tlray.storage.s3 import describe_access, forget_clients
 from tlray.storage.s3_access import S3Access
 from tlray.storage.types import ChangedError, FileInfo, NotFoundError
@@ -32,6 +32,7 @@ __all__ = [
     "NotFoundError",
     "S3Access",
     "absolute",
+    "be_patient",
     "check_writable",
     "create_exclusive",
     "delete",
@@ -55,6 +56,12 @@ __all__ = [
     "write_bytes",
     "write_text",
 ]
+
+
+def be_patient() -> None:
+    """For what runs for hours: this process tries requests to S3 for ten minutes, not for one, from now on."""
+    if s3_settings.be_patient():
+        forget_clients()
 
 
 def is_remote(uri: str) -> bool:

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 from tlray.errors import StorageError
 from tlray.storage import s3_access, s3_read
-from tlray.storage.s3_access import S3Access, access, forget_clients
-from tlray.storage.s3_errors import NOT_FOUND, bucket_and_key, one_line_errors
+from tlray.storage.s3_access import Access, S3Access, access, forget_clients
+from tlray.storage.s3_errors import NOT_FOUND, RequestFailed, bucket_and_key, one_line_errors
 from tlray.storage.s3_file import open_file
 from tlray.storage.s3_listing import list_files, list_folders
 from tlray.storage.s3_read import read_bytes, read_range
@@ -52,13 +52,18 @@ FOUND_BY_PYARROW = ("env", "shared-credentials-file", "iam-role", "container-rol
 def write_bytes(uri: str, data: bytes) -> None:
     bucket, key = bucket_and_key(uri)
     with one_line_errors(uri):
-        access().client.put_object(Bucket=bucket, Key=key, Body=data)
+        with_retries(bucket, lambda clients: clients.once.put_object(Bucket=bucket, Key=key, Body=data))
 
 
 def upload(path: Path, uri: str) -> None:
     bucket, key = bucket_and_key(uri)
-    with one_line_errors(uri), path.open("rb") as file:
-        access().client.upload_fileobj(file, bucket, key)
+
+    def send(clients: Access) -> None:
+        with path.open("rb") as file:
+            clients.once.upload_fileobj(file, bucket, key)
+
+    with one_line_errors(uri):
+        with_retries(bucket, send)
 
 
 def download(uri: str, path: Path) -> None:
@@ -66,21 +71,22 @@ def download(uri: str, path: Path) -> None:
 
 
 def create_exclusive(uri: str, data: bytes) -> bool:
-    from botocore.exceptions import ClientError
-
     bucket, key = bucket_and_key(uri)
-    writer = secrets.token_hex(8)
+    writer = {"tlray-writer": secrets.token_hex(8)}
+
+    def put(clients: Access) -> None:
+        clients.once.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*", Metadata=writer)
+
     with one_line_errors(uri):
-        client = access().client
         for attempt in range(CONFLICTS):
             try:
-                client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*", Metadata={"tlray-writer": writer})
-            except ClientError as error:
-                status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-                if status == 412:
-                    # boto3 repeats a put whose answer was lost: then what is there may be our own
-                    return client.head_object(Bucket=bucket, Key=key)["Metadata"].get("tlray-writer") == writer
-                if status != 409:  # 409: somebody else is writing it just now, try again
+                with_retries(bucket, put)
+            except RequestFailed as failure:
+                if failure.status == 412:
+                    # a put whose answer was lost is repeated: then what is there may be our own
+                    there = with_retries(bucket, lambda clients: clients.once.head_object(Bucket=bucket, Key=key))
+                    return bool(there["Metadata"] == writer)
+                if failure.status != 409:  # 409: somebody else is writing it just now, try again
                     raise
                 time.sleep(0.1 * 2**attempt)
             else:
@@ -91,33 +97,31 @@ def create_exclusive(uri: str, data: bytes) -> bool:
 def replace(uri: str, expected: bytes, data: bytes) -> bool:
     bucket, key = bucket_and_key(uri)
     with one_line_errors(uri):
-        client = access().client
-        found = _object_or_none(client, bucket, key)
+        found = _object_or_none(bucket, key)
         if found is None or found[1] != expected:
             return False
         # Ceph's gateway compares what is sent with an ETag without quotes, others want them as RFC 9110 does
         for tag in (found[0], found[0].strip('"')):
-            if _put_if_match(client, bucket, key, data, tag):
+            if _put_if_match(bucket, key, data, tag):
                 return True
-            now = _object_or_none(client, bucket, key)
+            now = _object_or_none(bucket, key)
             if now is None or now[1] != expected:
-                # boto3 repeats a put whose answer was lost: then what is there may be our own
+                # a put whose answer was lost is repeated: then what is there may be our own
                 return now is not None and now[1] == data
     raise StorageError(f"{uri}: the server refuses to write with the condition `If-Match`, which it takes to share it")
 
 
-def _put_if_match(client: Any, bucket: str, key: str, data: bytes, tag: str) -> bool:
+def _put_if_match(bucket: str, key: str, data: bytes, tag: str) -> bool:
     """False when the object is said to have another ETag."""
-    from botocore.exceptions import ClientError
-
     for attempt in range(CONFLICTS):
         try:
-            client.put_object(Bucket=bucket, Key=key, Body=data, IfMatch=tag)
-        except ClientError as error:
-            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-            if status in (404, 412):
+            with_retries(
+                bucket, lambda clients: clients.once.put_object(Bucket=bucket, Key=key, Body=data, IfMatch=tag)
+            )
+        except RequestFailed as failure:
+            if failure.status in (404, 412):
                 return False
-            if status != 409:  # 409: somebody else is writing it just now, try again
+            if failure.status != 409:  # 409: somebody else is writing it just now, try again
                 raise
             time.sleep(0.1 * 2**attempt)
         else:
@@ -125,17 +129,19 @@ def _put_if_match(client: Any, bucket: str, key: str, data: bytes, tag: str) -> 
     raise StorageError(f"s3://{bucket}/{key}: the server reported a conflicting write {CONFLICTS} times; try again")
 
 
-def _object_or_none(client: Any, bucket: str, key: str) -> tuple[str, bytes] | None:
+def _object_or_none(bucket: str, key: str) -> tuple[str, bytes] | None:
     """(ETag, contents) in one answer."""
-    from botocore.exceptions import ClientError
+
+    def get(clients: Access) -> tuple[str, bytes]:
+        answer = clients.once.get_object(Bucket=bucket, Key=key)
+        return answer["ETag"], answer["Body"].read()
 
     try:
-        answer = client.get_object(Bucket=bucket, Key=key)
-    except ClientError as error:
-        if error.response["Error"].get("Code") in NOT_FOUND:
+        return with_retries(bucket, get)
+    except RequestFailed as failure:
+        if failure.code in NOT_FOUND:
             return None
         raise
-    return answer["ETag"], answer["Body"].read()
 
 
 def version_of(uri: str) -> str:
@@ -156,7 +162,7 @@ def exists(uri: str) -> bool:
 def delete(uri: str) -> None:
     bucket, key = bucket_and_key(uri)
     with one_line_errors(uri):
-        access().client.delete_object(Bucket=bucket, Key=key)
+        with_retries(bucket, lambda clients: clients.once.delete_object(Bucket=bucket, Key=key))
 
 
 def pyarrow_filesystem(uri: str) -> tuple["pyarrow.fs.FileSystem", str]:

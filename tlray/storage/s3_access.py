@@ -57,16 +57,10 @@ class Access:
         self.credentials = None if asks_for_unsigned() else self._session.get_credentials()
 
     @cached_property
-    def client(self) -> Any:
-        """boto3's client, which repeats what failed by itself: for writes."""
-        with self._lock:
-            return self._new_client(attempts=self.settings.attempts)
-
-    @cached_property
     def once(self) -> Any:
-        """boto3's client without repetition: for reads, which s3_retry repeats. It parses listings the fast way."""
+        """boto3's client without repetition, which is s3_retry's. It parses listings the fast way."""
         with self._lock:
-            client = self._new_client(attempts=1)
+            client = self._new_client()
             client.meta.events.register("before-parse.s3.ListObjectsV2", parse_listing)
             return client
 
@@ -100,20 +94,20 @@ class Access:
             self._stores.pop(bucket, None)
             return True
 
-    def _new_client(self, attempts: int, **options: Any) -> Any:
+    def _new_client(self) -> Any:
         from botocore import UNSIGNED
         from botocore.config import Config
 
         config = Config(
             signature_version=UNSIGNED if self.credentials is None else None,
-            retries={"mode": "standard", "total_max_attempts": attempts},
+            retries={"mode": "standard", "total_max_attempts": 1},
             connect_timeout=self.settings.connect_timeout,
             read_timeout=self.settings.read_timeout,
             max_pool_connections=MAX_CONNECTIONS,
             request_checksum_calculation="when_required",  # older gateways refuse the checksums of newer SDKs
             response_checksum_validation="when_required",
         )
-        return self._session.client("s3", config=config, **options)
+        return self._session.client("s3", config=config)
 
     def _new_store(self, bucket: str) -> "S3Store":
         from obstore.store import S3Store

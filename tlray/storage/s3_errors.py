@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tlray.errors import StorageError
+from tlray.errors import StorageError, UnreachableError
 from tlray.storage.s3_access import access
 from tlray.storage.s3_settings import UNSIGNED, asks_for_unsigned
 from tlray.storage.types import NotFoundError
@@ -31,6 +31,8 @@ class RequestFailed(Exception):
         self.code = code
         self.status = status
         self.message = message
+        self.attempts = 1  # made in all, in so many seconds, where it was repeated
+        self.seconds = 0.0
 
     @property
     def may_pass(self) -> bool:
@@ -101,13 +103,18 @@ def one_line_errors(uri: str) -> Iterator[None]:
 def explained(uri: str, failure: RequestFailed) -> StorageError:
     """What a failure that is final means for the user; the server's code is always named."""
     if failure.status is None:
-        return StorageError(f"{uri}: {_no_answer(failure.code)}")
+        return UnreachableError(f"{uri}: {_no_answer(failure)}")
     bucket, _ = bucket_and_key(uri)
     code, endpoint = failure.code, access().endpoint
     if code == "NoSuchBucket":
         return StorageError(f"bucket {bucket!r} does not exist at {endpoint}: create it, or correct {uri}")
     if code in NOT_FOUND:
         return NotFoundError(f"{uri} does not exist")
+    if code in EXPIRED:
+        return UnreachableError(
+            f"{uri}: the credentials have expired, says {endpoint} ({code}), and no newer ones are found; renew what "
+            "AWS_ACCESS_KEY_ID or AWS_PROFILE names"
+        )
     if code in REFUSED_CREDENTIALS:
         return StorageError(
             f"{uri}: the credentials are refused by {endpoint} ({code}); check AWS_ACCESS_KEY_ID and "
@@ -120,8 +127,7 @@ def explained(uri: str, failure: RequestFailed) -> StorageError:
     message = " ".join(failure.message.split())
     answered = f"{uri}: {endpoint} answered {code} (HTTP {failure.status}) {message}".rstrip()
     if failure.may_pass:
-        attempts = access().settings.attempts
-        return StorageError(f"{answered}; {attempts} attempts failed: try later, or with fewer requests at once")
+        return UnreachableError(f"{answered}; {_how_often(failure)} failed: try later, or with fewer requests at once")
     return StorageError(answered)
 
 
@@ -136,13 +142,18 @@ def _reason_of_denial() -> str:
     )
 
 
-def _no_answer(what: str) -> str:
+def _how_often(failure: RequestFailed) -> str:
+    return f"{failure.attempts} attempts in {failure.seconds:.0f} s"
+
+
+def _no_answer(failure: RequestFailed) -> str:
     """Connection errors are put in own words, as both clients quote whole URLs."""
-    now = access()
+    now, what = access(), failure.code
     if ("Connect" in what and what != "ConnectionClosedError") or what == "ConnectTimeoutError":
-        return f"cannot connect to {now.endpoint} ({what}); check AWS_ENDPOINT_URL and the network"
+        how = f"{what}, {_how_often(failure)}"
+        return f"cannot connect to {now.endpoint} ({how}); check AWS_ENDPOINT_URL and the network"
     return (
-        f"{now.endpoint} gave no whole answer in {now.settings.attempts} attempts ({what}); check the network, and "
+        f"{now.endpoint} gave no whole answer in {_how_often(failure)} ({what}); check the network, and "
         "raise TLRAY_S3_READ_TIMEOUT and TLRAY_S3_REQUEST_TIMEOUT where it is slow"
     )
 

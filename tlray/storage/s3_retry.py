@@ -1,4 +1,4 @@
-"""Repeats those requests to S3 that change nothing: with longer and longer random pauses, and not for ever."""
+"""Repeats requests to S3 that may be repeated: with longer and longer random pauses, and not for ever."""
 
 import random
 import time
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 def with_retries(bucket: str, request: Callable[[Access], Result]) -> Result:
-    """The result of a request that changes nothing, asked for until it succeeds or RequestFailed says that it will not.
+    """The result of a request that may be repeated, made until it succeeds or RequestFailed says that it will not.
 
     Expired credentials are read anew once, and a bucket that turns out to be in another region is looked for once.
     """
@@ -33,14 +33,17 @@ def with_retries(bucket: str, request: Callable[[Access], Result]) -> Result:
             renew(clients)
         elif failure.code in REDIRECTED and "region" not in mended and clients.find_region(bucket):
             mended.add("region")
-        elif failure.may_pass and attempt < clients.settings.attempts and _time_is_left(clients, begun):
+        elif failure.may_pass and _may_repeat(clients, begun, attempt):
             _pause(clients.settings.backoff, attempt)
         else:
+            failure.attempts, failure.seconds = attempt, time.monotonic() - begun
             raise failure
 
 
-def _time_is_left(clients: Access, begun: float) -> bool:
-    return time.monotonic() - begun < clients.settings.total_timeout
+def _may_repeat(clients: Access, begun: float, attempt: int) -> bool:
+    settings = clients.settings
+    is_in_time = time.monotonic() - begun < settings.total_timeout
+    return is_in_time and (settings.attempts is None or attempt < settings.attempts)
 
 
 def _pause(backoff: float, attempt: int) -> None:

@@ -13,17 +13,29 @@ UNSIGNED = "AWS_NO_SIGN_REQUEST"
 class S3Settings:
     """Times in seconds. A request is one of at most s3_read.PART_BYTES."""
 
-    attempts: int = 6  # of a request in all
+    total_timeout: float = 60.0  # no further attempt begins after that
+    attempts: int | None = 6  # of a request in all; None: as many as there is time for
     backoff: float = 0.5  # at most, before the second attempt; twice that before the third, and so on
     connect_timeout: float = 10.0
     read_timeout: float = 30.0  # without a byte
     request_timeout: float = 60.0  # for one attempt, however steadily its bytes drip in
-    total_timeout: float = 300.0  # no further attempt begins after that
+
+
+# What a run's work takes as defaults: nobody waits before a terminal for the one request, and hours may be lost by it.
+PATIENT = {"total_timeout": 600.0, "attempts": None}
+_patient = False
+
+
+def be_patient() -> bool:
+    """Requests of this process are tried for ten minutes by default from now on -> whether that is news."""
+    global _patient
+    before, _patient = _patient, True
+    return not before
 
 
 def settings_from_environment() -> S3Settings:
     """StorageError for a value that is not a number above zero."""
-    values: dict[str, float] = {}
+    values: dict[str, float | None] = dict(PATIENT) if _patient else {}
     for field in fields(S3Settings):
         name = f"TLRAY_S3_{field.name.upper()}"
         text = os.environ.get(name)

@@ -17,7 +17,7 @@ import torch
 from tlray.backbone import Backbone, build_backbone
 from tlray.config import TrialConfig
 from tlray.data.batch import Streams
-from tlray.errors import TlrayError
+from tlray.errors import TlrayError, UnreachableError
 from tlray.freeze import freeze, hash_tensors
 from tlray.results import TrialResult
 from tlray.runs.trials import PREDICTIONS, for_each, read_states, write_trial_result
@@ -246,6 +246,8 @@ def _alone(trial: TrialConfig, run_uri: str, worker: Worker, images: TrialImages
     try:
         result = run_trial(trial, run_uri, worker, images, partial(report, trial.trial_id))
         assert result is not None, "a single worker leads"
+    except UnreachableError:
+        raise
     except TlrayError as error:
         result = failed_result(trial, run_uri, str(error))
         write_trial_result(run_uri, result)

@@ -119,10 +119,10 @@ def recorded_fields(trial: TrialConfig, progress: Progress, charged_images: int)
     }
 
 
-def failed_result(trial: TrialConfig, run_uri: str, error: str) -> TrialResult:
+def failed_result(trial: TrialConfig, run_uri: str, error: str, *, may_pass: bool = False) -> TrialResult:
     """The row of a trial that could not be carried out: a reason and no score."""
     progress = load_progress(trial_uri(run_uri, trial.trial_id))
-    return TrialResult(**recorded_fields(trial, progress, 0), status="failed", error=error)
+    return TrialResult(**recorded_fields(trial, progress, 0), status="failed", error=error, may_pass=may_pass)
 
 
 def _rank(metrics: EpochMetrics) -> tuple[float, float]:

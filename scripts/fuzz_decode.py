@@ -5,8 +5,8 @@ python -m scripts.fuzz_decode --count 1 --first 4711 --keep folder      one file
 
 File number n of a seed is always the same: one of the odd files of tests/hostile_images.py, or of a large JPEG, with a
 few changes. A child process decodes it whole and with `at_least`, and checks it; the three must agree. The child may
-take MEMORY beyond what it starts with, and SECONDS for a file. Prints what came of the files, and exits with 1 where
-anything failed.
+take MEMORY beyond what it starts with, and tests/fuzzing.py's SECONDS for a file. Prints what came of the files, and
+exits with 1 where anything failed.
 """
 
 import argparse
@@ -14,26 +14,20 @@ import io
 import json
 import os
 import random
-import resource
-import selectors
-import subprocess
 import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
+from tests.fuzzing import change, limit_memory, outcomes
 from tests.hostile_images import every_case, picture
 from tlray.data.decode import MAX_PIXELS, BadImageError, check, decode
 
-ROOT = Path(__file__).parent.parent
 MEMORY = 32 * MAX_PIXELS  # bytes: what the largest image allowed takes in the worst of its formats, 2.7 GiB
-SECONDS = 30
 AT_LEAST = (100, 100)
-EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 GOOD = ("image", "bad image")  # outcomes; the others are failures
 ENOUGH = 20  # failures, after which nothing new is learnt
 
@@ -54,33 +48,8 @@ def damaged(files: list[bytes], seed: int, number: int) -> bytes:
     choice = random.Random(f"{seed}/{number}")
     data = bytearray(choice.choice(files))
     for _ in range(choice.choice((1, 1, 1, 2, 3, 8))):
-        _change(data, files, choice)
+        change(data, files, choice)
     return bytes(data)
-
-
-def _change(data: bytearray, files: list[bytes], choice: random.Random) -> None:
-    """One change; half of them near the start, where formats keep their sizes and tables."""
-    end = len(data) if choice.random() < 0.5 else min(len(data), 200)
-    at = choice.randrange(end) if end else 0
-    kind = choice.choices(range(7), (6, 6, 4, 2, 2, 2, 1))[0]
-    if kind == 0 and data:
-        data[at] = choice.randrange(256)
-    elif kind == 1 and data:
-        data[at] ^= 1 << choice.randrange(8)
-    elif kind == 2:
-        width = choice.choice((1, 2, 4))
-        value = choice.choice(EXTREMES) % 256**width
-        data[at : at + width] = value.to_bytes(width, choice.choice(("little", "big")))
-    elif kind == 3:
-        del data[at : at + choice.randrange(1, 40)]
-    elif kind == 4:
-        data[at:at] = choice.randbytes(choice.randrange(1, 40))
-    elif kind == 5:
-        other = choice.choice(files)
-        start = choice.randrange(len(other))
-        data[at : at + choice.randrange(1, 200)] = other[start : start + choice.randrange(1, 200)]
-    else:
-        del data[choice.randrange(len(data) + 1) :]
 
 
 def outcome(data: bytes) -> str:
@@ -109,41 +78,9 @@ def child(seed: int, first: int, stop: int) -> None:
     for data in files:
         outcome(data)  # loads what is loaded late
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # libtiff's word on each
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    limit_memory(MEMORY)
     for number in range(first, stop):
         os.write(sys.stdout.fileno(), (outcome(damaged(files, seed, number)) + "\n").encode(errors="replace"))
-
-
-def outcomes(seed: int, first: int, stop: int) -> Iterator[tuple[int, str]]:
-    """Each file's number and outcome; a child that ends or hangs is an outcome too, and the next goes on after it."""
-    while first < stop:
-        command = [sys.executable, "-m", "scripts.fuzz_decode", "--child", f"{seed}", f"{first}", f"{stop}"]
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
-            for line in _lines(process):
-                yield first, line
-                first += 1
-            hangs = process.poll() is None
-            process.kill()
-            if first < stop:
-                yield first, f"took more than {SECONDS} s" if hangs else f"ended the process ({process.wait()})"
-                first += 1
-
-
-def _lines(process: subprocess.Popen[bytes]) -> Iterator[str]:
-    """The lines that it writes, until it ends or has been silent for too long."""
-    assert process.stdout is not None
-    rest = b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while selector.select(SECONDS):
-            part = os.read(process.stdout.fileno(), 65536)
-            if not part:
-                process.wait()
-                return
-            *lines, rest = (rest + part).split(b"\n")
-            yield from (line.decode(errors="replace") for line in lines)
 
 
 def main() -> int:
@@ -161,7 +98,8 @@ def main() -> int:
     files = originals()
     seen: Counter[str] = Counter()
     started = time.monotonic()
-    for number, result in outcomes(arguments.seed, arguments.first, arguments.first + arguments.count):
+    stop = arguments.first + arguments.count
+    for number, result in outcomes("scripts.fuzz_decode", arguments.seed, arguments.first, stop):
         seen[result if result in GOOD else "failed"] += 1
         if result not in GOOD:
             print(f"file {number} of seed {arguments.seed}: {result}", flush=True)

@@ -183,7 +183,8 @@ def pyarrow_filesystem(uri: str) -> tuple["pyarrow.fs.FileSystem", str]:
         }
         endpoint = urlsplit(clients.endpoint)
         if not (endpoint.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn")):
-            options |= {"endpoint_override": endpoint.netloc, "scheme": endpoint.scheme}
+            # with the path where there is one, as of a gateway that serves more than S3
+            options |= {"endpoint_override": endpoint.netloc + endpoint.path.rstrip("/"), "scheme": endpoint.scheme}
         found = clients.credentials
         if found is None:
             options["anonymous"] = True

@@ -20,6 +20,7 @@ from tlray import storage
 
 BLOCK_BYTES = 4 * 2**20  # that Arrow parses at once; a row may be as long
 AT_ONCE = 2**20
+SAVE = "save it as UTF-8"
 Read = Callable[[list[str]], Iterator[pa.RecordBatch]]  # columns -> their rows
 
 
@@ -38,7 +39,9 @@ def open_csv(uri: str) -> Iterator[tuple[list[str], Read]]:
                 names = reader.schema.names
             yield names, partial(_batches, path)
         except pa.ArrowInvalid as error:
-            raise pa.ArrowInvalid(f"{error}{_cut_hint(path, f'{error}')}") from None
+            raise pa.ArrowInvalid(f"{error}{_hint(path, f'{error}')}") from None
+        except UnicodeDecodeError:
+            raise pa.ArrowInvalid(f"its first line is not text in UTF-8: {SAVE}") from None
 
 
 def separator_hint(names: Sequence[str]) -> str:
@@ -84,7 +87,7 @@ def _check_encoding(path: Path) -> None:
     with _opened(path) as file:
         start = file.read(4)
     if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start:
-        raise pa.ArrowInvalid("it is text in UTF-16: save it as UTF-8")
+        raise pa.ArrowInvalid(f"it is text in UTF-16: {SAVE}")
 
 
 def _check_quotes(path: Path) -> None:
@@ -110,8 +113,10 @@ def _check_quotes(path: Path) -> None:
         csv.field_size_limit(limit)
 
 
-def _cut_hint(path: Path, error: str) -> str:
-    """Half a sentence where a line has too few values and the last one has no end."""
+def _hint(path: Path, error: str) -> str:
+    """Half a sentence: a line has too few values and the last one has no end, or the file is in another encoding."""
+    if "invalid UTF8" in error:
+        return f": {SAVE}"
     if "columns, got" not in error or _is_gzip(path):
         return ""
     with path.open("rb") as file:

@@ -68,7 +68,8 @@ def _parquet_source(field: str, location: Location, data: DataConfig) -> Source:
     uri, _ = next(container_files(field, location, PARQUET, data))
     with open_whole(field, uri) as file:
         schema = file.schema_arrow
-    image, has_uris = data.columns.image, data.columns.uri in schema.names
-    if image in schema.names and (not has_uris or holds_bytes(schema.field(image).type)):
+        names = schema.names
+    image = data.columns.image
+    if image in names and (data.columns.uri not in names or holds_bytes(schema.field(image).type)):
         return ParquetImagesSource(field, location, data)
     return TableSource(field, location, data, PARQUET)

@@ -82,7 +82,7 @@ def named_errors(field: str, uri: str, kind: str) -> Iterator[None]:
         yield
     except storage.NotFoundError:
         raise DataError(f"{field}: {uri} does not exist") from None
-    except (pa.ArrowException, EOFError, OSError, zlib.error) as error:  # OSError: pyarrow's for a damaged Parquet file
+    except (pa.ArrowException, EOFError, OSError, UnicodeDecodeError, zlib.error) as error:  # OSError: pyarrow's too
         raise DataError(f"{field}: {uri} cannot be read as {kind}: {' '.join(str(error).split())}") from None
 
 

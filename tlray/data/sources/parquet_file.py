@@ -14,10 +14,12 @@ import pyarrow as pa
 
 from tlray import parquet, storage
 from tlray.data.sources.files import named_errors
+from tlray.data.sources.parquet_footer import end_of_rows
 
 MARK = b"PAR1"
 TAIL = 8  # bytes: the length of the footer, and the mark
 AT_ONCE = 2**20
+MAX_FOOTER_BYTES = 2**25  # that are looked through; some microseconds a column of a group of rows
 
 
 @contextmanager
@@ -28,16 +30,23 @@ def open_whole(field: str, uri: str) -> Iterator[parquet.ParquetFile]:
         with parquet.open_file(stream, verify_pages=True) as file:
             if start != MARK:
                 raise pa.ArrowInvalid("it does not begin with Parquet's mark PAR1: copy or make it again")
-            _refuse_joined(stream, file)
+            _refuse_joined(stream)
             yield file
 
 
-def _refuse_joined(stream: BinaryIO, file: parquet.ParquetFile) -> None:
+def _refuse_joined(stream: BinaryIO) -> None:
     """The last rows end in front of the footer; where bytes lie between them, no other file may end and begin there."""
     size = stream.seek(0, io.SEEK_END)
     stream.seek(size - TAIL)
-    footer = size - TAIL - int.from_bytes(stream.read(4), "little")
-    end = _end_of_rows(file)
+    length = int.from_bytes(stream.read(4), "little")
+    if length > MAX_FOOTER_BYTES:
+        return  # what is read of its rows says whether it is damaged
+    footer = size - TAIL - length
+    stream.seek(footer)
+    try:
+        end = max(len(MARK), end_of_rows(stream.read(length)))
+    except ValueError as error:
+        raise pa.ArrowInvalid(f"its footer is damaged ({error}): copy or make it again") from None
     if end > footer:
         raise pa.ArrowInvalid(f"its rows end at byte {end} and its footer begins at {footer}: copy or make it again")
     # A file in front is no longer than what lies between this one's rows, as it counts them, and its footer. Page
@@ -49,18 +58,3 @@ def _refuse_joined(stream: BinaryIO, file: parquet.ParquetFile) -> None:
             raise pa.ArrowInvalid("two Parquet files are joined in it, as with `cat`: keep them apart, in one folder")
         before, left = data[-2 * len(MARK) :], left - len(data)
     stream.seek(0, os.SEEK_SET)
-
-
-def _end_of_rows(file: parquet.ParquetFile) -> int:
-    """The byte behind the last column of the last group of rows."""
-    metadata = file.metadata
-    ends = [len(MARK)]
-    if metadata.num_row_groups:
-        group = metadata.row_group(metadata.num_row_groups - 1)
-        for number in range(group.num_columns):
-            column = group.column(number)
-            start = column.data_page_offset
-            if column.has_dictionary_page and column.dictionary_page_offset is not None:
-                start = min(start, column.dictionary_page_offset)
-            ends.append(start + column.total_compressed_size)
-    return max(ends)

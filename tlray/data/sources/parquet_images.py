@@ -112,10 +112,13 @@ def _read_rows(file: parquet.ParquetFile, column: str, members: Iterator[Entry])
         if entry is not None and _row_of(entry) < stop:
             at = start
             for batch in parquet.batches(file, IMAGES_AT_ONCE, [column], [group]):
+                batch.validate()
                 while entry is not None and _row_of(entry) < at + batch.num_rows:
                     yield entry, partial(_bytes_of, batch.column(0), _row_of(entry) - at)
                     entry = next(members, None)
                 at += batch.num_rows
+            if at != stop and entry is not None:
+                raise pa.ArrowInvalid(f"rows {start + 1} to {stop} have {at - start} images: copy or make it again")
         start = stop
 
 
@@ -128,9 +131,12 @@ def _row_of(entry: Entry) -> int:
 
 
 def _bytes_of(column: pa.Array, row: int) -> bytes:
-    value = column[row].as_py()
-    data = value["bytes"] if isinstance(value, dict) else value
-    if data is None:
-        where = value.get("path") if isinstance(value, dict) else None
+    if not pa.types.is_struct(column.type):
+        data, path = column[row], None
+    else:
+        data = column.field("bytes")[row] if column[row].is_valid else None
+        path = column[row].get("path") if column[row].is_valid and "path" in column.type.names else None
+    if data is None or not data.is_valid:
+        where = path is not None and path.is_valid and bytes(path.as_buffer()).decode(errors="replace")
         raise BadImageError("its row holds no bytes" + (f", only the path {where!r}" if where else ""))
-    return data
+    return bytes(data.as_buffer())

@@ -118,7 +118,11 @@ def _open(file: BinaryIO) -> Iterator[_Archive]:
         num_members = _prove_end(file)
         with zipfile.ZipFile(file) as archive:
             _prove_members(archive.infolist(), num_members, archive.start_dir)
-            files = [(_plain_name(member.filename), member) for member in archive.infolist() if not member.is_dir()]
+            files = [
+                (_plain_name(member.filename), member)
+                for member in archive.infolist()
+                if not member.filename.endswith(("/", "\\"))
+            ]
             counts = Counter(name for name, _ in files)
             yield _Archive(archive, dict(files), frozenset(name for name, count in counts.items() if count > 1))
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, struct.error, ValueError) as error:

@@ -22,6 +22,10 @@ test: check  ## check, then the unit and integration tests
 test-slow: .venv/installed  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
 
+.PHONY: chaos
+chaos: .venv/installed  ## 100 rounds of kills, outages and damage, compared with undisturbed runs; less than an hour
+	$(BIN)/python -m tests.chaos --rounds 100 --seed $(or $(SEED),1)
+
 .PHONY: test-gpu
 test-gpu: .venv/installed  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu

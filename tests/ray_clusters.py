@@ -98,13 +98,13 @@ def autoscaling_cluster(node_types: dict[str, dict[str, Any]], *, idle_seconds: 
 
 
 @contextlib.contextmanager
-def fixed_cluster() -> Iterator[RunningCluster]:
-    """A head without CPUs; `start_worker` adds nodes. A node that is lost is noticed in seconds."""
+def fixed_cluster(num_cpus: int = 0) -> Iterator[RunningCluster]:
+    """A head, by default without CPUs; `start_worker` adds nodes. A node that is lost is noticed in seconds."""
     port = free_port()
     quick = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
     cluster = RunningCluster(f"127.0.0.1:{port}", _environment(port) | quick, _new_folder())
     try:
-        _start_head(cluster, {})
+        _start_head(cluster, {}, num_cpus=num_cpus)
         yield cluster
     finally:
         _remove(cluster)
@@ -153,10 +153,10 @@ def _free_ports() -> tuple[str, ...]:
     return (*agents, "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats")
 
 
-def _start_head(cluster: RunningCluster, more: dict[str, str], *options: str) -> None:
+def _start_head(cluster: RunningCluster, more: dict[str, str], *options: str, num_cpus: int = 0) -> None:
     port = cluster.address.rpartition(":")[2]
     command = [
-        *(RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=0"),
+        *(RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", f"--num-cpus={num_cpus}"),
         *(f"--temp-dir={cluster.folder}", "--include-dashboard=False", f"--ray-client-server-port={free_port()}"),
         *(f"--object-store-memory={OBJECT_STORE}", *_free_ports(), *options),
     ]

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.chaos.draw import pick
+
 FILE_KINDS = (  # (kind, path below the storage)
     ("format", r"/format$"),
     ("config", r"/config\.yaml$"),
@@ -64,8 +66,8 @@ def damage_one(storage: Path, names: Iterable[str], how: str, rng: random.Random
     for name in sorted(names):
         if not name.rpartition("/")[2].startswith("."):  # a temporary file, which nobody reads
             by_kind[kind_of(name)].append(name)
-    kind = rng.choice(sorted(by_kind))
-    name = rng.choice(by_kind[kind])
+    kind = pick(rng, sorted(by_kind))
+    name = pick(rng, by_kind[kind])
     path = storage / name
     before = path.read_bytes()
     if how == "missing" or not before:

@@ -13,7 +13,7 @@ from tests.chaos.damage import damage_one, repair
 from tests.chaos.disks import small_disk
 from tests.chaos.processes import Program, is_worker, name_of
 from tests.chaos.rounds import NOTHING_TO_DO, Round
-from tests.chaos.state import last_line
+from tests.chaos.state import error_line
 
 KILLED = -signal.SIGKILL
 METHODS = ("GET", "PUT", "HEAD", "DELETE", "POST")
@@ -39,7 +39,7 @@ class Kind:
 
 def power_cut(round: Round) -> None:
     """Everything ends at once, in one of the states that were kept."""
-    snapshot = round.rng.choice(round.reference.snapshots[:-1])
+    snapshot = round.pick(round.reference.snapshots[:-1])
     round.begin(snapshot)
     round.verdict.phase, round.verdict.disturbed = snapshot.phase, f"all processes, at event {snapshot.event}"
     round.finish()
@@ -83,7 +83,7 @@ def kill_named(wanted: Callable[[str], bool]) -> Callable[[Round], None]:
 
 def _victim(round: Round, program: Program, wanted: Callable[[str], bool]) -> psutil.Process | None:
     there = [one for one in program.all_processes() if one.pid != program.process.pid and wanted(name_of(one))]
-    return round.rng.choice(sorted(there, key=lambda one: one.pid)) if there else None
+    return round.pick(sorted(there, key=lambda one: one.pid)) if there else None
 
 
 def _works(name: str) -> bool:
@@ -100,7 +100,7 @@ def kill_a_node(round: Round) -> None:
     round.begin(snapshot)
     program = round.launch()
     round.wait_for(program, event)
-    kill_node(round.rng.choice(nodes))
+    kill_node(round.pick(nodes))
     round.verdict.disturbed = f"a node of three, at event {event}"
     round.settle(program, (0, 1))
     setting.add_node()
@@ -111,8 +111,8 @@ def kill_a_node(round: Round) -> None:
 
 
 def outage(round: Round) -> None:
-    words = round.rng.choice(sorted(OUTAGES))
-    seconds = round.rng.choice([1, 3, 10, 20, 40, 60])
+    words = round.pick(sorted(OUTAGES))
+    seconds = round.pick([1, 3, 10, 20, 40, 60])
     _break_store(round, OUTAGES[words], seconds, f"{words} for {seconds} s")
 
 
@@ -148,7 +148,7 @@ def _broken(round: Round, fault: fault_proxy.Fault):
 def full_disk(round: Round) -> None:
     """The run's disk has some room left, and too little; then more room is made."""
     snapshot, _ = round.random_event()
-    room = round.rng.choice([0, 2**14, 2**17, 2**19, 2**20, 2**21])
+    room = round.pick([0, 2**14, 2**17, 2**19, 2**20, 2**21])
     with small_disk(round, snapshot, room) as limits:
         program = round.launch(**limits)
         round.verdict.phase = snapshot.phase if snapshot is not None else "starting"
@@ -165,7 +165,7 @@ def damage(how: str) -> Callable[[Round], None]:
 
     def disturb(round: Round) -> None:
         snapshots = [one for one in round.reference.snapshots if one.phase not in ("starting", "preparing", "planning")]
-        snapshot = round.rng.choice([round.reference.end, round.rng.choice(snapshots)])
+        snapshot = round.pick([round.reference.end, round.pick(snapshots)])
         round.begin(snapshot)
         found = damage_one(round.setting.local_place.folder, round.place.versions(), how, round.rng)
         round.verdict.phase, round.verdict.disturbed = snapshot.phase, found.words
@@ -173,9 +173,10 @@ def damage(how: str) -> Callable[[Round], None]:
         program = round.launch()
         code = round.settle(program, DAMAGED_CODES)
         if code in (1, 2):
-            if found.name.rpartition("/")[2] not in (line := last_line(program.text())):
+            if found.name.rpartition("/")[2] not in (line := error_line(program.text())):
                 round.verdict.wrong_endings.append(f"{found.name} is not named: {line}")
             repair(round.setting.local_place.folder, found)
+            round.look()
             round.finish()
         else:
             round.judge_end()

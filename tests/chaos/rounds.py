@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos.compare import Differences
+from tests.chaos.draw import Choice, pick
 from tests.chaos.places import Place
 from tests.chaos.processes import Program, ProgressOf, end_of, kill, left_after
 from tests.chaos.reference import Events, Reference, Snapshot, clear
 from tests.chaos.setting import Setting
-from tests.chaos.state import State, broken_words, epochs_again, last_line, phase_of, read_state
+from tests.chaos.state import State, broken_words, epochs_again, error_line, last_line, phase_of, read_state
 from tests.chaos.sweep import Flow
 
 TRIES = 4  # commands after the disturbance
@@ -86,15 +87,22 @@ class Round:
 
     def begin(self, snapshot: Snapshot | None) -> None:
         clear(self.setting, self.place, snapshot.folder if snapshot is not None else None)
+        self.look()
+
+    def look(self) -> None:
+        """Take the files as they are now for those from before the next command."""
         self._state = self.state()
+
+    def pick(self, choices: Sequence[Choice]) -> Choice:
+        return pick(self.rng, choices)
 
     def random_event(self) -> tuple[Snapshot | None, int]:
         """Where to begin, and after how many events of the command to strike: phases are as probable as each other."""
         phases = sorted(set(self.reference.phases))
-        phase = self.rng.choice(phases)
-        event = self.rng.choice([index for index, one in enumerate(self.reference.phases) if one == phase])
+        phase = self.pick(phases)
+        event = self.pick([index for index, one in enumerate(self.reference.phases) if one == phase])
         before = [one for one in self.reference.snapshots[:-1] if one.event <= event]
-        snapshot = self.rng.choice([None, *before[-6:]]) if before else None
+        snapshot = self.pick([None, *before[-6:]]) if before else None
         return snapshot, event - (snapshot.event if snapshot is not None else 0)
 
     def launch(self, arguments: Sequence[str] | None = None, **limits: Any) -> Program:
@@ -115,7 +123,7 @@ class Round:
         deadline = time.monotonic() + self.setting.limit
         while events.count() < num_events and program.is_running and time.monotonic() < deadline:
             time.sleep(0.02)
-        time.sleep(self.rng.choice([0.0, self.rng.uniform(0, 0.1), self.rng.uniform(0, 3.0)]))
+        time.sleep(self.pick([0.0, self.rng.uniform(0, 0.1), self.rng.uniform(0, 3.0)]))
         self.verdict.phase = phase_of(program.text(), self.place.versions())
 
     # --- the ends of commands
@@ -129,8 +137,8 @@ class Round:
             self.verdict.hangs.append(f"{program.arguments[0]}: {last_line(text)}")
         elif code not in allowed:
             self.verdict.wrong_endings.append(f"exit code {code}, not {allowed}: {last_line(text)}")
-        elif code > 0 and not _is_clear(text, code):
-            self.verdict.wrong_endings.append(f"exit code {code} with {last_line(text)!r}")
+        elif code > 0 and code != NOTHING_TO_DO and not error_line(text):
+            self.verdict.wrong_endings.append(f"exit code {code} without one clear line: {last_line(text)!r}")
         self.verdict.tracebacks += broken_words(text)
         left = left_after(SECONDS_TO_LEAVE, program.mark)
         if left:
@@ -185,12 +193,6 @@ class Round:
         for trial, count in epochs_again(text, before.epochs).items():
             if trial not in self.exempt and count > (0 if trial in before.finished else 1):
                 self.verdict.repeated_trials.append(f"{trial}: {count} epochs")
-
-
-def _is_clear(text: str, code: int) -> bool:
-    """One line for people at the end."""
-    line = last_line(text)
-    return line.startswith("error: ") or code == NOTHING_TO_DO
 
 
 def _comes_to_rest(setting: Setting) -> bool:

@@ -83,6 +83,12 @@ def last_line(text: str) -> str:
     return next((line for line in reversed(text.splitlines()) if line.strip()), "")
 
 
+def error_line(text: str) -> str:
+    """The one line that tells what went wrong; empty where there is none, or more than one."""
+    lines = [line for line in text.splitlines() if line.startswith("error: ")]
+    return lines[0] if len(lines) == 1 else ""
+
+
 def _frozen_work(text: str) -> tuple[str, str] | None:
     found = re.findall(r"frozen work: (\d+) of (\d+) images", text)
     return found[-1] if found else None

@@ -22,6 +22,7 @@ class Forked:
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([*PRELOADED, __name__])
+        log.write_bytes(b"")
         request = json.dumps([list(arguments), dict(environment), str(log)])
         self._process = context.Process(target=_run, args=(request,))
         self._process.start()

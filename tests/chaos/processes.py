@@ -164,6 +164,13 @@ def kill(processes: Sequence[psutil.Process]) -> None:
         _signal(process, signal.SIGKILL)
 
 
+def end_all_of(program: Program) -> None:
+    """Whatever there is of it, when the rounds are over or have broken off."""
+    if program.is_running:
+        kill([*marked(program.mark), psutil.Process(program.process.pid)])
+        program.process.wait()
+
+
 def left_after(seconds: float, mark: str) -> list[psutil.Process]:
     """The marked processes that are still there when they have had this long to end."""
     deadline = time.monotonic() + seconds

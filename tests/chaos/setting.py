@@ -22,7 +22,7 @@ from s3server import running_s3_server
 
 from tests.chaos.forks import Forked
 from tests.chaos.places import BucketPlace, LocalPlace, Place
-from tests.chaos.processes import MARK, Program, name_of, of_cluster, start
+from tests.chaos.processes import MARK, Program, end_all_of, name_of, of_cluster, start
 from tests.chaos.sweep import draw_images, sweep_config, sweep_flow
 
 ROOT = Path(__file__).parent.parent.parent
@@ -153,7 +153,9 @@ class Setting:
                 process: Any = Forked(arguments, environment, log)
         else:
             process = start(arguments, environment, log, largest_file=largest_file)
-        return Program(tuple(arguments), process, log, environment[MARK], self.limit, folder)
+        program = Program(tuple(arguments), process, log, environment[MARK], self.limit, folder)
+        self._open.callback(end_all_of, program)
+        return program
 
     def busy_workers(self) -> list[str]:
         """What the Ray that stays is at work on."""

@@ -24,8 +24,8 @@ class Forked:
         context.set_forkserver_preload([*PRELOADED, __name__])
         log.write_bytes(b"")
         request = json.dumps([list(arguments), dict(environment), str(log)])
-        self._process = context.Process(target=_run, args=(request,))
-        self._process.start()
+        self._process = context.Process(target=_run, args=(request,), daemon=True)
+        self._process.start()  # a daemon to multiprocessing: it does not wait for it when this process ends
         assert self._process.pid is not None
         self.pid: int = self._process.pid
 

@@ -143,13 +143,14 @@ class Setting:
     def start(
         self, arguments: Sequence[str], ray: str, log: Path, *, forked: bool = True, largest_file: int | None = None
     ) -> Program:
-        """`forked`: quicker than in the usual way; see forks.py."""
+        """`forked`: quicker than in the usual way, where the Ray that stays is joined; see forks.py."""
         self.temporary.mkdir(parents=True, exist_ok=True)
         joined = None if ray == "own" else self.nodes if ray == "nodes" else self.cluster
         folder = joined.folder if joined is not None else None
         environment = self.environment(ray)
-        if forked and largest_file is None:
-            with _environment_of(self.base_environment()):
+        if forked and largest_file is None and ray in ("shared", "s3"):
+            # Ray reads how to show who one is when it is imported
+            with _environment_of(self.environment("shared")):
                 process: Any = Forked(arguments, environment, log)
         else:
             process = start(arguments, environment, log, largest_file=largest_file)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.__main__ import COUNTED, chosen_rounds, deck, main, parse
+from tests.chaos.compare import json_differences
 from tests.chaos.damage import damage_one, kind_of, repair
 from tests.chaos.kinds import KINDS
-from tests.chaos.state import epochs_again, phase_of
+from tests.chaos.state import epochs_again, error_line, phase_of
 
 
 @pytest.mark.ray
@@ -32,7 +33,7 @@ def test_a_round_is_the_same_however_many_others_there_are() -> None:
     assert alone == [among[37]]
     assert sorted(kind for _, kind in among) == sorted(deck(0))
     parts = [chosen_rounds(parse(["--seed", "3", "--rounds", "100", "--part", f"{part}/3"])) for part in (1, 2, 3)]
-    assert sorted(sum(parts, [])) == among
+    assert sorted(one for part in parts for one in part) == among
     assert {kind for _, kind in among} == set(KINDS)
 
 
@@ -70,3 +71,19 @@ def test_damage_changes_one_file_and_is_repaired(how: str, tmp_path: Path) -> No
     assert damage.kind == kind_of(damage.name) != "other"
     repair(tmp_path / "damaged", damage)
     assert content("damaged") == content("whole")
+
+
+def test_only_what_depends_on_the_clock_may_differ_between_two_leaderboards() -> None:
+    row = {"trial_id": "a", "val_loss": 0.5, "seconds": 1.0, "images_seen": 10, "checkpoint": "/x/trials/a/epoch-1"}
+    later = row | {"seconds": 9.0, "images_seen": 20, "checkpoint": "/y/trials/a/epoch-1", "val_loss": 0.500001}
+    assert json_differences({"rows": [row]}, {"rows": [later]}) == []
+    assert json_differences({"rows": [row]}, {"rows": [row | {"val_loss": 0.6}]}) == [
+        "rows[0].val_loss: 0.5 became 0.6"
+    ]
+    assert json_differences({"rows": [row]}, {"rows": []})
+    assert json_differences(row, row | {"checkpoint": "/x/trials/b/epoch-1"})
+
+
+def test_of_several_error_lines_none_is_the_clear_one() -> None:
+    assert error_line("run folder: x\nerror: y is damaged\n") == "error: y is damaged"
+    assert error_line("error: one\nerror: two\n") == ""

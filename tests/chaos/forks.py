@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,6 +54,7 @@ def _run(request: str) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # which the imports have asked for
     files = os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for file, number in zip((*files, files[1]), (0, 1, 2), strict=True):
         os.dup2(file, number)

@@ -137,8 +137,12 @@ class Setting:
             return own | {"RAY_ADDRESS": "local", "RAY_TMPDIR": str(self.folder / "r")}
         if ray == "nodes":
             return own | _way_to(self.nodes, None, {})
-        own |= _way_to(self.cluster, self.address, self.ray_environment)
+        own |= self._way_to_ray
         return own | self.s3_environment if ray == "s3" else own
+
+    @property
+    def _way_to_ray(self) -> dict[str, str]:
+        return _way_to(self.cluster, self.address, self.ray_environment)
 
     def start(
         self, arguments: Sequence[str], ray: str, log: Path, *, forked: bool = True, largest_file: int | None = None
@@ -150,7 +154,7 @@ class Setting:
         environment = self.environment(ray)
         if forked and largest_file is None and ray in ("shared", "s3"):
             # Ray reads how to show who one is when it is imported
-            with _environment_of(self.environment("shared")):
+            with _environment_of(self.base_environment() | self._way_to_ray):
                 process: Any = Forked(arguments, environment, log)
         else:
             process = start(arguments, environment, log, largest_file=largest_file)

@@ -1,6 +1,7 @@
 """The kinds of rounds: of 100 how many, what they disturb, on which Ray, and how."""
 
 import signal
+import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ def kill_named(wanted: Callable[[str], bool]) -> Callable[[Round], None]:
         program = round.launch()
         round.wait_for(program, event)
         victim = _victim(round, program, wanted)
+        round.note_phase(program)
         if victim is None:
             round.verdict.disturbed = "nothing was there to kill"
         else:
@@ -82,8 +84,13 @@ def kill_named(wanted: Callable[[str], bool]) -> Callable[[Round], None]:
 
 
 def _victim(round: Round, program: Program, wanted: Callable[[str], bool]) -> psutil.Process | None:
-    there = [one for one in program.all_processes() if one.pid != program.process.pid and wanted(name_of(one))]
-    return round.pick(sorted(there, key=lambda one: one.pid)) if there else None
+    """One of those that are wanted, as soon as there is one; None where the command ends without."""
+    while program.is_running:
+        there = [one for one in program.all_processes() if one.pid != program.process.pid and wanted(name_of(one))]
+        if there:
+            return round.pick(sorted(there, key=lambda one: one.pid))
+        time.sleep(0.05)
+    return None
 
 
 def _works(name: str) -> bool:

@@ -124,6 +124,9 @@ class Round:
         while events.count() < num_events and program.is_running and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(self.pick([0.0, self.rng.uniform(0, 0.1), self.rng.uniform(0, 3.0)]))
+        self.note_phase(program)
+
+    def note_phase(self, program: Program) -> None:
         self.verdict.phase = phase_of(program.text(), self.place.versions())
 
     # --- the ends of commands
@@ -148,9 +151,9 @@ class Round:
         return code
 
     def finish(self) -> None:
-        """Go on until it is done, then compare."""
-        for number in range(TRIES):
-            allowed = (0,) if self.flow.name != "retrain" else (0, NOTHING_TO_DO)
+        """Go on until it is done, then compare. A command that has got over its disturbance is not given again."""
+        allowed = (0,) if self.flow.name != "retrain" else (0, NOTHING_TO_DO)
+        for number in range(TRIES if self.verdict.codes[-1:] != [0] else 0):
             code = self.settle(self.launch(), allowed)
             if code in allowed or code is None:
                 break

@@ -10,7 +10,9 @@ from typing import Any
 
 ENDED = ("completed", "stopped")
 EPOCH = re.compile(r"^(\S+): epoch (\d+)/(\d+),", re.M)
-UNWANTED = re.compile(r"Traceback \(most recent|\*\*\* SIG|Fatal Python error|terminate called|core dumped")
+UNWANTED = re.compile(
+    r"Traceback \(most recent|\*\*\* SIG|Fatal Python error|terminate called|core dumped|\[state-dump\]"
+)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from tests.chaos.kinds import KINDS
 from tests.chaos.state import epochs_again, error_line, phase_of
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_five_seeded_rounds_come_to_what_the_undisturbed_run_came_to(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

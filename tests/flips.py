@@ -55,9 +55,9 @@ def kind_of(path: str) -> str:
 
 def mended(run: Path, file: Path) -> Any:
     """What the driver does before it trains, and what is then known of the trials."""
-    trials = [trial.trial_id for trial in load_run(str(run)).trials]
-    mend(str(run), trials, len(trials))
-    states = read_states(str(run), trials)
+    loaded = load_run(str(run))
+    mend(loaded)
+    states = read_states(str(run), [trial.trial_id for trial in loaded.trials])
     return repr({trial_id: (state.recorded, state.was_stopped) for trial_id, state in states.items()})
 
 

@@ -38,6 +38,7 @@ from tlray.ranking.result import Ranking, describe_choice, save_ranking, shortli
 from tlray.ranking.tables import ranking_table
 from tlray.results import Outcome
 from tlray.runs.trials import load_results
+from tlray.training.mend import mend
 
 BEFORE_THE_RUN = "start it again: images and activations that it had prepared are kept"
 
@@ -69,6 +70,7 @@ def resume(run_uri: str, console: Console) -> Outcome:
 
 
 def _resumed(loaded: Run, console: Console) -> Outcome:
+    mend(loaded)
     connect()
     _make_ready(loaded.config, console)
     finished = [result.trial_id for result in load_results(loaded.uri) if result.status != "failed"]

@@ -83,7 +83,7 @@ def test_a_torn_emptied_replaced_or_missing_file_of_a_run_is_noticed_or_makes_no
 def train_on(run: Path) -> None:
     """All trials in this process, as a resume would."""
     loaded = load_run(str(run))
-    mend(str(run), [trial.trial_id for trial in loaded.trials], 1)
+    mend(loaded)
     for trial in loaded.trials:
         run_trial(trial, str(run), local_worker(), run_images(str(run)), lambda metrics: None)
 
@@ -159,7 +159,7 @@ def test_a_completed_trial_is_not_trained_again_where_its_row_says_failed_elsewh
     failed = {name: None for name in type(result).model_fields if name.startswith(("val_", "test_"))}
     line = sealed(result.model_dump(mode="json") | failed | {"status": "failed", "error": "node lost"})
     (run / "results.jsonl").write_text(line + "\n")
-    mend(str(run), [trial.trial_id for trial in load_run(str(run)).trials], 1)
+    mend(load_run(str(run)))
     lines = [unsealed(line) for line in (run / "results.jsonl").read_text().splitlines()]
     assert {line["trial_id"]: line["status"] for line in lines}[trial_id] == "completed"
     assert [row.status for row in make_leaderboard(str(run)).rows] == ["completed", "completed"]

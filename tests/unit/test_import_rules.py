@@ -238,6 +238,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ranking",
         "results",
         "runs",
+        "training",
         "prediction",
         "distributed",
         "conclude",

@@ -31,11 +31,10 @@ from tlray.distributed.rows import fail, not_ended, not_finished, still_to_score
 from tlray.distributed.tasks import conclude_task
 from tlray.distributed.watch import Watcher
 from tlray.errors import TrialError
-from tlray.prepare import Run, check_derived
+from tlray.prepare import Run
 from tlray.runs.board import append_result
 from tlray.runs.trials import delete_trial_result, for_each, trial_uri
 from tlray.training.fusion import can_fuse, fusion_key
-from tlray.training.mend import mend
 from tlray.training.record import load_progress
 
 
@@ -45,8 +44,6 @@ def run_sweep(run: Run, watch: Watcher) -> None:
     cluster = cluster_summary(run.config.cluster)
     shares = {planned.trial_id: planned.gpu_share for planned in run.plan.trials}
     resources = trial_resources(run.config, cluster, shares)
-    check_derived(run)
-    mend(run.uri, [trial.trial_id for trial in run.trials], run.config.export.top_k)
     open_trials = not_finished(run.uri, run.trials)
     for trial in open_trials:  # a failed attempt's row must not be taken for the new attempt's
         delete_trial_result(run.uri, trial.trial_id)

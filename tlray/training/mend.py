@@ -1,18 +1,19 @@
 """What a resume looks at before it trains anything: damage that can be undone is undone, and a note says so. No torch.
 
-    mend(run_uri, trial_ids, top_k)
+    mend(load_run(run_uri))
 
 A row that is not whole, or whose predictions are not, is removed: the trial is scored again. One whose checkpoint an
 export needs and that is not whole is removed too: the trial goes back to the checkpoint before. How far a trial with a
-row has come is known from its row and its curve. All else of a trial is looked at when it goes on.
+row has come is known from its row and its curve; one without starts again where that is lost. Checkpoints of trials
+that go on are looked at when they do.
 """
 
-from collections.abc import Sequence
 from functools import partial
 
 from tlray import storage
 from tlray.activations.charges import load_charges
 from tlray.errors import DamagedError
+from tlray.prepare import Run, check_derived
 from tlray.results import ranked
 from tlray.runs.board import write_results
 from tlray.runs.notes import leave_note
@@ -30,13 +31,15 @@ from tlray.runs.trials import (
 from tlray.training.record import HISTORY, PROGRESS, Progress, history_lines, load_progress, save_progress
 
 
-def mend(run_uri: str, trial_ids: Sequence[str], top_k: int) -> None:
-    """`top_k`: of how many of the best trials beside the baseline the checkpoints are looked at."""
+def mend(run: Run) -> None:
+    """DamagedError for what can neither be made again nor done without."""
+    check_derived(run)
+    run_uri, trial_ids = run.uri, [trial.trial_id for trial in run.trials]
     found = for_each(trial_ids, lambda trial_id: _whole_row(run_uri, trial_id))
-    for_each([trial_id for trial_id in trial_ids if found[trial_id] is None], partial(_say_if_lost, run_uri))
+    for_each([trial_id for trial_id in trial_ids if found[trial_id] is None], partial(_mend_unfinished, run_uri))
     rows = {trial_id: recorded for trial_id, recorded in found.items() if recorded is not None}
     results = ranked(recorded.result for recorded in rows.values())
-    best = [result.trial_id for result in results if not result.is_baseline][:top_k]
+    best = [result.trial_id for result in results if not result.is_baseline][: run.config.export.top_k]
 
     def is_mended(trial_id: str) -> bool:
         recorded = rows[trial_id]
@@ -105,11 +108,17 @@ def _has_progress(run_uri: str, recorded: Recorded) -> bool:
     return True
 
 
-def _say_if_lost(run_uri: str, trial_id: str) -> None:
-    """A curve of two epochs without a progress: it was there, as it is written before the second epoch begins."""
+def _mend_unfinished(run_uri: str, trial_id: str) -> None:
     uri = trial_uri(run_uri, trial_id)
-    if not storage.exists(storage.join(uri, PROGRESS)) and len(_history_if_whole(uri)) > 1:
-        leave_note(run_uri, f"trials/{trial_id}: {PROGRESS} is missing; the trial starts again")
+    try:
+        # A curve of two epochs: a progress was there, as it is written before the second epoch begins.
+        if load_progress(uri) != Progress() or len(_history_if_whole(uri)) < 2:
+            return
+        reason = "missing"
+    except DamagedError:
+        storage.delete(storage.join(uri, PROGRESS))
+        reason = "damaged"
+    leave_note(run_uri, f"trials/{trial_id}: {PROGRESS} is {reason}; the trial starts again")
 
 
 def _history_if_whole(uri: str) -> tuple:

@@ -27,9 +27,11 @@ from tlray.errors import TlrayError
 from tlray.plan import load_plan
 from tlray.prepare import check_derived, load_run, load_run_config, load_trial
 from tlray.ranking.result import load_ranking
+from tlray.retrain.record import load_record
 from tlray.runs.board import load_leaderboard, write_results
 from tlray.runs.folder import read_format
 from tlray.runs.notes import read_notes
+from tlray.runs.sealed import read_document
 from tlray.runs.trials import checkpoint_of, load_recorded, read_states
 from tlray.training.checkpoint import TrialFolder, read_tensors
 from tlray.training.mend import mend
@@ -41,7 +43,8 @@ BAD = OUTCOMES[3:]
 STEP = "trials/*/epoch-*-step-*-worker-*.safetensors"
 Read = Callable[[Path, Path], Any]  # (run folder, file) -> what is read, in a form that can be compared
 UNREAD = {"DONE", "stopped"}  # whether they are there is all that counts
-SKIPPED = re.compile(r"^exports/|^ray/|\.html$")  # exports prove themselves; reports are never read
+# Exports prove themselves, the folder of a ranking is a run of its own; what is for people or for Ray is never read.
+SKIPPED = re.compile(r"^exports/|^ranking-|^ray/|^features/|\.(html|md)$")
 
 # --- what reads each kind of file
 
@@ -76,8 +79,10 @@ def trial_goes_on(run: Path, file: Path) -> Any:
 def group_goes_on(run: Path, file: Path) -> Any:
     folder = GroupFolder(str(run), file.parent.name)
     folder.go_back()
-    rows = folder.load_rows()
-    return repr(rows), tensors_in_words(folder.load_tensors("frozen")) if rows else ""
+    if not (file.parent / "progress.json").exists():
+        return ""
+    committed = read_document(str(file.parent / "progress.json"), "")
+    return repr(folder.load_rows()), tensors_of(file.parent / committed["state"], committed["checksum"])
 
 
 def tensors_of(path: Path, checksum: str) -> str:
@@ -120,6 +125,7 @@ READERS: dict[str, Read] = {
     "activations.json": lambda run, file: load_charges(str(run)),
     "results.jsonl": results,
     "leaderboard.json": lambda run, file: load_leaderboard(str(run)).model_dump_json(),
+    "retrain.json": lambda run, file: repr(load_record(str(run))),
     "notes/*.txt": lambda run, file: read_notes(str(run)),
     "trials/*/trial.json": lambda run, file: load_trial(str(run), file.parent.name).model_dump_json(),
     "trials/*/result.json": mended,

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
 
+from tlray.activations.local_pass import compute_here
 from tlray.budget.clock import Budget
 from tlray.config import BackboneConfig, RunConfig
-from tlray.local import run_local
 from tlray.planning import plan_run
-from tlray.prepare import new_run_uri, prepare_run
+from tlray.prepare import finish, new_run_uri, prepare_run
 from tlray.ranking.result import RankedBackbone, Ranking, save_ranking
+from tlray.runs.board import append_result, write_leaderboard
 from tlray.runs.notes import leave_note
 from tlray.training import midway
 from tlray.training.checkpoint import TrialFolder
@@ -61,10 +61,19 @@ def make_config(folder: Path) -> RunConfig:
 
 
 def make_finished(config: RunConfig) -> Path:
-    """One whole run of a baseline and a trial, with a note, a ranking and a budget as a resume could have left them."""
+    """A run of a baseline and a trial, but for its exports, with what rankings, budgets and repairs leave."""
     run_uri = new_run_uri(config)
     save_ranking(RANKING, run_uri)
-    run_local(config, None, run_uri, Console(quiet=True))
+    run = prepare_run(plan_run(config), run_uri)
+    compute_here(
+        run_uri, run.config, run.manifest, run.plan.activations, local_worker().device, lambda done, total: None
+    )
+    for trial in run.trials:
+        result = run_trial(trial, run_uri, local_worker(), run_images(run_uri), lambda metrics: None)
+        assert result is not None
+        append_result(run_uri, result)
+    write_leaderboard(run_uri, seed=config.seed)
+    finish(run)
     Budget(run_uri, 100.0).save()
     leave_note(run_uri, "trials/000-baseline: a note")
     return Path(run_uri)

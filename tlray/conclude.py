@@ -32,7 +32,7 @@ NUM_SAMPLES = 8  # test images on which the formats of an export are compared
 
 def conclude(run: Run, console: Console) -> Outcome:
     """Rank, export, report; TrialError with the reasons when no trial has succeeded."""
-    leaderboard = write_leaderboard(run.uri, seed=run.config.seed)
+    leaderboard = write_leaderboard(run.uri, seed=run.config.seed, warnings=run.manifest.warnings)
     for note in read_notes(run.uri):
         console.print(f"note: {note}", markup=False, highlight=False)
     console.print(leaderboard_table(leaderboard))
@@ -100,6 +100,7 @@ def _export(run: Run, row: LeaderboardRow, promoted: Mapping[str, str | None]) -
             split: dict(zip(run.manifest.classes, _class_counts(run, split), strict=True))
             for split in ("train", "val", "test")
         },
+        warnings=run.manifest.warnings,
         samples=torch.stack(samples),
         destination=destination,
         checkpoint_sha256=checkpoint,

@@ -88,6 +88,7 @@ class Leaderboard(BaseModel):
     confidence: float = CONFIDENCE
     num_resamples: int = NUM_RESAMPLES
     seed: int
+    warnings: tuple[str, ...] = ()  # of the images, as in the manifest: what makes scores flatter
 
     @property
     def champion(self) -> LeaderboardRow | None:

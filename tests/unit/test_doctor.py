@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from PIL import Image
 from rich.console import Console
 
 from tests.unit.doctor_fakes import CPU, GPU, FakeCluster, FakeResources, make_config
@@ -173,12 +174,14 @@ def test_a_ray_that_does_not_answer_is_a_problem_in_one_line() -> None:
 def test_all_checks_run_and_each_finding_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "check_torch", lambda needs: (Check("torch and torchvision", "ok", "fine"), CPU))
     monkeypatch.setattr(trial_module, "memory_bytes", lambda: (2**34, 2**34))
-    (tmp_path / "images" / "ant").mkdir(parents=True)
-    (tmp_path / "images" / "ant" / "1.jpg").write_bytes(b"1")
+    for number in range(60):
+        path = tmp_path / "images" / ("ant", "bee")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4 + number)).save(path)
     checks = run_checks(make_config(tmp_path), FakeCluster, lambda sweep, cluster: FakeResources())
     names = [check.name for check in checks]
     assert names[:3] == ["Python", "packages", "torch and torchvision"]
-    assert {"Ray", "GPUs", "storage", "data.train", "trials at once", "memory", "disk"} <= set(names)
+    assert {"Ray", "GPUs", "storage", "data.train", "images", "trials at once", "memory", "disk"} <= set(names)
     assert [check for check in checks if check.status == "problem"] == []
     assert all(check.detail and "\n" not in check.detail for check in checks)
 

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from tests.unit.doctor_fakes import CPU, GPU, NETWORK, FakeCluster, FakeResources, make_config, only
 from tlray.config import RunConfig
@@ -43,8 +45,10 @@ def test_a_weights_file_must_exist_and_random_weights_need_none(tmp_path: Path) 
     weights = tmp_path / "weights.safetensors"
     config = make_config(tmp_path, backbones=[{**NETWORK, "weights": str(weights)}])
     assert only(check_weights(config)).status == "problem"
-    weights.write_bytes(b"")
+    weights.write_bytes(save({"a": torch.zeros(1)}))
     assert only(check_weights(config)).status == "ok"
+    weights.write_bytes(b"<html>404</html>")
+    assert "a web page" in only(check_weights(config)).detail
     assert only(check_weights(make_config(tmp_path))).status == "ok"
 
 

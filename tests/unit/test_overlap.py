@@ -1,7 +1,10 @@
 """The same image in two splits or under two classes is counted, named, and refused where it is too many."""
 
+import io
+import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +13,25 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up_run import make_run
 from PIL import Image as PillowImage
+from rich.console import Console
+from small_bundle import COUNTS, small_bundle
 
-from tlray.config import DataConfig
+from tlray.config import DataConfig, RunConfig
 from tlray.data.images import SPLITS, Image, Images
 from tlray.data.manifest import Manifest, load_manifest, make_manifest, save_manifest
 from tlray.data.overlap import find_overlap
+from tlray.doctor.locations import check_contents
 from tlray.errors import DataError
+from tlray.export.card import write_card
+from tlray.export.files import BundleConfig
+from tlray.export.formats import Agreement
+from tlray.plan import Plan, plan_tables
+from tlray.ranking.result import Ranking
+from tlray.ranking.tables import ranking_table
+from tlray.report import leaderboard_table, write_report
+from tlray.results import Leaderboard
 
 Folder = Callable[..., Path]
 
@@ -152,3 +167,59 @@ def test_counts_are_those_of_a_comparison_of_every_two_images(facts: list[tuple[
     for row, copy in overlap.other_copies.items():
         assert copy.content_id == images[row].content_id
         assert copy.label != images[row].label
+
+
+def test_every_output_shows_the_warnings(folder: Folder, tmp_path: Path) -> None:
+    train, val, test = folder("train", ant=6, bee=6), folder("val", ant=3, bee=3), folder("test", ant=3, bee=3)
+    shutil.copy(train / "ant" / "000.png", val / "ant" / "again.png")
+    fields = {"train": str(train), "val": str(val), "test": str(test), "max_leaked_fraction": 1}
+    manifest = make_manifest(DataConfig.model_validate(fields))
+    [warning] = manifest.warnings
+    plan = Plan(
+        name="x",
+        num_classes=2,
+        num_images={},
+        num_bad_images=0,
+        trials=(),
+        total_epochs=0,
+        total_image_passes=0,
+        warnings=manifest.warnings,
+    )
+    ranking = Ranking(
+        score="knn", num_images=9, num_classes=2, largest_class=0.5, seconds=1, rows=(), warnings=manifest.warnings
+    )
+    board = Leaderboard(rows=(), num_test_images=None, no_gain_reason=None, seed=0, warnings=manifest.warnings)
+    for shown in (plan_tables(plan), ranking_table(ranking), leaderboard_table(board)):
+        console = Console(file=io.StringIO(), width=2000)
+        console.print(shown)
+        printed = console.file.getvalue()  # type: ignore[attr-defined]
+        assert "".join(f"warning: {warning}".split()) in "".join(printed.split())  # folded to the table's width
+    for made in (plan, ranking, board):
+        assert warning in made.model_dump(mode="json")["warnings"]
+
+    plain = {
+        "name": "x",
+        "storage": str(tmp_path / "runs"),
+        "data": fields,
+        "backbones": [{"id": "timm/test_resnet", "weights": "none"}],
+        "strategies": ["linear_probe"],
+    }
+    [check] = check_contents(RunConfig.model_validate(plain))
+    assert (check.status, check.detail) == ("warning", warning)
+
+
+def test_the_model_card_and_the_report_show_the_warnings(image_folder: Path, tmp_path: Path) -> None:
+    bundle = small_bundle(image_folder).folder
+    config = BundleConfig.model_validate_json((bundle / "config.json").read_text())
+    metrics = json.loads((bundle / "metrics.json").read_text())
+    agreement = Agreement.model_validate(metrics["agreement"])
+    write_card(tmp_path, config, metrics, COUNTS, agreement, ("3 of 9 val images are also in train",))
+    assert "**Warning:** 3 of 9 val images are also in train" in (tmp_path / "MODEL_CARD.md").read_text()
+    assert "**Warning:**" not in (bundle / "MODEL_CARD.md").read_text()
+
+    run = tmp_path / "run"
+    make_run(str(run))
+    manifest = load_manifest(str(run))
+    save_manifest(replace(manifest, warnings=("3 of 9 val images are also in train",)), str(run))
+    page = Path(write_report(str(run))).read_text()
+    assert '<p class="bad path">3 of 9 val images are also in train</p>' in page

@@ -36,7 +36,8 @@ def export(
         from tlray.conclude import export_best
         from tlray.runs.board import write_leaderboard
 
-        bundles = export_best(loaded, write_leaderboard(loaded.uri, seed=loaded.config.seed), top_k)
+        leaderboard = write_leaderboard(loaded.uri, seed=loaded.config.seed, warnings=loaded.manifest.warnings)
+        bundles = export_best(loaded, leaderboard, top_k)
     for bundle in bundles:
         say(bundle)
 
@@ -49,7 +50,7 @@ def report(run_uri: RunArgument, as_json: Json = False) -> None:
     from tlray.runs.board import write_leaderboard
 
     loaded = load_run(run_uri)
-    leaderboard = write_leaderboard(loaded.uri, seed=loaded.config.seed)
+    leaderboard = write_leaderboard(loaded.uri, seed=loaded.config.seed, warnings=loaded.manifest.warnings)
     report_uri = write_report(loaded.uri)
     show(leaderboard, leaderboard_table(leaderboard), as_json)
     if not as_json:

@@ -55,7 +55,7 @@ def _check_run(
 ) -> Iterator[Check]:
     # Imported here because they import torch, which is known to work only now.
     from tlray.catalogue.select import select_backbones
-    from tlray.doctor.locations import check_images, check_s3, check_storage, check_weights
+    from tlray.doctor.locations import check_contents, check_images, check_s3, check_storage, check_weights
     from tlray.doctor.trial import check_resources, check_trials
 
     try:
@@ -66,6 +66,7 @@ def _check_run(
     yield from check_s3(config)
     yield from check_storage(config)
     yield from check_images(config)
+    yield from check_contents(config)
     yield from check_weights(config)
     resources = None
     if cluster is not None and fit_trial is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from tlray import storage
 from tlray.catalogue import resolve_id, split_id
 from tlray.config import RunConfig
+from tlray.data.manifest import make_manifest
 from tlray.data.sources import open_source, read_image
 from tlray.doctor.check import Check, Status, gib
 from tlray.errors import InputError, StorageError
@@ -15,6 +16,8 @@ from tlray.libraries import timm, torchvision
 from tlray.weights.kinds import check_kind
 
 HEAD_TIMEOUT_SECONDS = 5
+READ_BYTES = 256 * 2**20  # of images, up to which a check reads them all; planning does in any case
+UNKNOWN_BYTES = 2**20  # what an image counts whose size is not listed
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,27 @@ def check_images(config: RunConfig) -> Iterator[Check]:
             yield Check(f"data.{name}", "problem", f"{uri} is {source.description}; none of its images can be used")
         else:
             yield Check(f"data.{name}", "ok", f"{uri} is {source.description}; {first.uri} read ({num_bytes} bytes)")
+
+
+def check_contents(config: RunConfig) -> Iterator[Check]:
+    """Which images are in two splits or classes, where all of them can be read in seconds."""
+    data = config.data
+    locations = {f"data.{name}": getattr(data, name) for name in ("train", "val", "test")}
+    given = {field: uri for field, uri in locations.items() if uri is not None}
+    if data.train is None or any(storage.is_remote(uri) for uri in given.values()):
+        return
+    try:
+        sizes = (entry.num_bytes for field, uri in given.items() for entry in open_source(field, uri, data).entries())
+        if sum(size if size >= 0 else UNKNOWN_BYTES for size in sizes) > READ_BYTES:
+            return
+        manifest = make_manifest(data)
+    except InputError as error:
+        yield Check("images", "problem", str(error))
+        return
+    for warning in manifest.warnings:
+        yield Check("images", "warning", warning, "give each image one split and one class")
+    if not manifest.warnings:
+        yield Check("images", "ok", f"{len(manifest.images)} images, each in one split and one class")
 
 
 def check_weights(config: RunConfig) -> Iterator[Check]:

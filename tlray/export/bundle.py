@@ -51,12 +51,13 @@ def export_bundle(
     samples: torch.Tensor,
     destination: str,
     checkpoint_sha256: str | None = None,
+    warnings: Sequence[str] = (),
 ) -> str:
     """Publish `model` (on the CPU, in evaluation mode) at `destination`, local or s3:// -> its absolute location.
 
     `backbone` is what the model was built from, `metrics` its leaderboard row, `data_summary` images by split and
-    class, `checkpoint_sha256` of the file that holds its weights in the run. The formats are traced with and compared
-    on `samples` (B, 3, H, W) uint8, images after `eval_transform`.
+    class, `checkpoint_sha256` of the file that holds its weights in the run, `warnings` the manifest's. The formats are
+    traced with and compared on `samples` (B, 3, H, W) uint8, images after `eval_transform`.
     TlrayError: the architecture cannot be exported, or a format does not compute what the model computes; nothing is
     published then.
     """
@@ -72,7 +73,7 @@ def export_bundle(
         agreement = check_formats(model, images, folder, _rebuilt(config, folder))
         _write_json(folder / CONFIG, config.model_dump(mode="json"))
         _write_json(folder / METRICS, {**metrics, "agreement": agreement.model_dump(mode="json")})
-        write_card(folder, config, metrics, data_summary, agreement)
+        write_card(folder, config, metrics, data_summary, agreement, warnings)
         publish(folder, checksum_lines(folder), destination)
     return destination
 

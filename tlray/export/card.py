@@ -3,7 +3,7 @@
 Every statement is computed from the run; nothing is claimed about images that the run has not seen.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ def write_card(
     metrics: Mapping[str, Any],
     data_summary: Mapping[str, Mapping[str, int]],
     agreement: Agreement,
+    warnings: Sequence[str] = (),
 ) -> None:
     """Write MODEL_CARD.md into `folder`; arguments as in `export_bundle`."""
     environment = Environment(
@@ -44,6 +45,7 @@ def write_card(
         counts=data_summary,
         totals={split: sum(by_class.values()) for split, by_class in data_summary.items()},
         agreement=agreement,
+        warnings=warnings,
         licence=weights_licence(config.backbone.id, config.initial_weights),
         limits=_limits(config, metrics, data_summary),
         shown_params={key: value for key, value in config.params.items() if value is not None},

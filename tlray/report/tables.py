@@ -35,6 +35,7 @@ def leaderboard_table(leaderboard: Leaderboard) -> Table:
         )
     if any(row.status == "stopped" for row in leaderboard.rows):
         notes.append("* stopped early by the scheduler")
+    notes += [f"warning: {warning}" for warning in leaderboard.warnings]
     table.caption = escape("\n".join(notes)) or None
     table.caption_justify = "left"
     return table

@@ -20,7 +20,7 @@ from tlray.runs.trials import load_results
 
 def make_record(config: RunConfig, run: Run, champion: Champion | None, cause: str, seconds: float) -> Record:
     """All about a finished sweep; TrialError when only its baseline has succeeded."""
-    exports = export_best(run, write_leaderboard(run.uri, seed=run.config.seed), 1)
+    exports = export_best(run, write_leaderboard(run.uri, seed=run.config.seed, warnings=run.manifest.warnings), 1)
     if not exports:
         raise TrialError(f"{run.uri}: no trial beside the baseline has succeeded, so there is no challenger")
     challenger = read_candidate(exports[0], run.uri)

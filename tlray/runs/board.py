@@ -41,10 +41,10 @@ def make_leaderboard(run_uri: str, *, seed: int = 0) -> Leaderboard:
     return _leaderboard(run_uri, load_recorded(run_uri), seed)
 
 
-def write_leaderboard(run_uri: str, *, seed: int = 0) -> Leaderboard:
-    """The same, also written to results.jsonl and leaderboard.json."""
+def write_leaderboard(run_uri: str, *, seed: int = 0, warnings: tuple[str, ...] = ()) -> Leaderboard:
+    """The same, also written to results.jsonl and leaderboard.json; `warnings`: the manifest's."""
     recorded = load_recorded(run_uri)
-    leaderboard = _leaderboard(run_uri, recorded, seed)
+    leaderboard = _leaderboard(run_uri, recorded, seed).model_copy(update={"warnings": warnings})
     write_results(run_uri, recorded)
     write_document(storage.join(run_uri, LEADERBOARD), leaderboard.model_dump(mode="json"))
     return leaderboard

@@ -58,19 +58,15 @@ class Overlap:
 
     def warnings(self) -> tuple[str, ...]:
         """A line on each kind; of conflicts as they are once `without_conflicts` has left them out."""
-        if not self.conflicts:
-            return self.warnings_of_leaks()
-        num = int(self.conflicting.sum())
-        named = self._named(self.conflicts)
-        left_out = f"{num} images are left out, as the same contents have two or more classes. {named}"
-        return (*self.warnings_of_leaks(), left_out)
-
-    def warnings_of_leaks(self) -> tuple[str, ...]:
-        return tuple(
+        lines = [
             f"{_count(leak.num_images, leak.num_in_split, leak.split)} also in {leak.other}, byte for byte: scores on "
             f"{leak.split} flatter. {self._named(leak.pairs)}"
             for leak in self.leaks
-        )
+        ]
+        if self.conflicts:
+            num, named = int(self.conflicting.sum()), self._named(self.conflicts)
+            lines.append(f"{num} images are left out, as the same contents have two or more classes. {named}")
+        return tuple(lines)
 
     def _named(self, pairs: Sequence[Pair]) -> str:
         return "; ".join(f"{self._one(pair.image)} = {self._one(pair.copy)}" for pair in pairs)

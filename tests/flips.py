@@ -24,6 +24,7 @@ from tlray.activations.charges import load_charges
 from tlray.budget.clock import read_spent
 from tlray.data.manifest import load_manifest
 from tlray.errors import TlrayError
+from tlray.lease import hold
 from tlray.plan import load_plan
 from tlray.prepare import check_derived, load_run, load_run_config, load_trial
 from tlray.ranking.result import load_ranking
@@ -114,7 +115,14 @@ def ranking(run: Path, file: Path) -> str:
     return repr(load_ranking(str(run)))
 
 
+def lease(run: Path, file: Path) -> str:
+    """Nobody holds the run: whatever its lease says, the next command gets it, if only after a watch."""
+    with hold(str(file), "tests.flips", lease_seconds=0.01):
+        return "taken"
+
+
 READERS: dict[str, Read] = {
+    "lease.json": lease,
     "format": lambda run, file: read_format(str(run)),
     "config.yaml": lambda run, file: load_run_config(str(run)).model_dump_json(),
     "manifest.parquet": manifest_in_words,

@@ -1,6 +1,7 @@
 """What can be known of a mistake at once: from the configuration and this machine's disk, without Ray and torch.
 
     look_at_config(config)      # InputError that names field, value and remedy; writes nothing that stays
+    look_at_model("runs/birds") # the same for a model that is named
 
 The plan checks all of it again where the work will be done, and what only it can see: images, weights, the cluster.
 """
@@ -11,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tlray import storage
-from tlray.catalogue import resolve_id
+from tlray.catalogue import is_library, resolve_id
 from tlray.catalogue.acceptance import check_licences
 from tlray.config import BackboneConfig, RunConfig
 from tlray.errors import BackboneError, ConfigError, DataError
-from tlray.locations import describe_missing
+from tlray.locations import describe_missing, locate
 from tlray.search_space import list_trials
 from tlray.weights.kinds import SUFFIXES, check_kind
 
@@ -23,17 +24,38 @@ NOT_FILES = ("pretrained", "none")  # values of a backbone's weights
 
 
 def look_at_config(config: RunConfig) -> None:
-    """The cheapest first, so that what is refused has touched nothing."""
+    """Names of backbones last: some libraries import torch to say which they have."""
     backbones = dict(_backbones(config))
-    ids = {field: resolve_id(backbone.id) for field, backbone in backbones.items()}
     if isinstance(config.backbones, tuple):
-        _no_backbone_twice(config.backbones, [ids[f"backbones.{place}"] for place in range(len(config.backbones))])
-        check_licences(config)
         check_batch_sizes(config)
     _check_locations(config, backbones)
     for uri in (config.storage, config.activations.location, config.data.prepared):
         if uri is not None:
             storage.check_writable(storage.absolute(uri))
+    ids = {field: resolve_id(backbone.id) for field, backbone in backbones.items()}
+    if isinstance(config.backbones, tuple):
+        _no_backbone_twice(config.backbones, [ids[f"backbones.{place}"] for place in range(len(config.backbones))])
+        check_licences(config)
+
+
+def look_at_model(given: str) -> None:
+    """DataError for a location where no model can be, BackboneError for an id that no library has."""
+    location = locate(given)
+    if location.kind not in ("missing", "pattern"):
+        if location.is_file and location.kind != "champion":
+            raise DataError(f"{given} is {location.words}: give an export bundle, a run folder with exports, or an id")
+        return
+    if storage.is_remote(given) or given.startswith(("/", ".", "~")):
+        raise DataError(describe_missing(given))
+    if "/" in given and not is_library(given.partition("/")[0]):
+        raise DataError(f"{describe_missing(given)} (no library of backbones is called so either)")
+    resolve_id(given)
+
+
+def look_at_location(given: str) -> None:
+    """NotFoundError where nothing is; patterns are for those who list."""
+    if locate(given).kind == "missing":
+        raise storage.NotFoundError(describe_missing(given))
 
 
 def check_batch_sizes(config: RunConfig) -> None:
@@ -93,8 +115,7 @@ def _check_weights_file(field: str, uri: str) -> None:
 
 
 def _is_missing(given: str) -> bool:
-    uri = storage.absolute(given)
-    return not storage.is_remote(uri) and not may_join_a_cluster() and not os.path.exists(uri)
+    return not storage.is_remote(given) and not may_join_a_cluster() and locate(given).kind == "missing"
 
 
 def may_join_a_cluster() -> bool:

@@ -182,7 +182,7 @@ def _process(fields: dict[str, Any]) -> Process | None:
 def _parse(data: bytes) -> dict[str, Any]:
     """Of what is no lease, nothing: it is then watched like any other."""
     try:
-        fields = json.loads(data)
+        fields = storage.parse_json(data)
     except ValueError:
         return {}
     return fields if isinstance(fields, dict) else {}

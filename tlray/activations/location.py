@@ -66,7 +66,7 @@ def measure_room(config: RunConfig, store: ActivationStore) -> Room:
 def measure_speed(uri: str) -> Speed:
     """One round trip of 4 MiB to the store, and one gather of as many bytes in rows of 2 KiB."""
     data = secrets.token_bytes(PROBE_BYTES)
-    probe = storage.join(uri, f".probe-{secrets.token_hex(4)}")
+    probe = storage.join(storage.nearest_folder(uri), f".probe-{secrets.token_hex(4)}")
     started = time.perf_counter()
     storage.write_bytes(probe, data)
     written = time.perf_counter()

@@ -91,13 +91,17 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Choose the champion by hand, bring back the one before, or show what was in use when."""
+    if rollback + history + (into is not None) > 1:
+        raise InputError("give one of --rollback, --history and --into")
+    if not (rollback or history):
+        from tlray.first_look import look_at_location
+
+        look_at_location(target)
     from tlray.champion import history as all_champions
     from tlray.champion import rollback as bring_back
     from tlray.retrain.by_hand import DEFAULT_STORAGE, home_of, promote_by_hand
     from tlray.retrain.history import history_table
 
-    if rollback + history + (into is not None) > 1:
-        raise InputError("give one of --rollback, --history and --into")
     if history:
         champions = all_champions(home_of(target, DEFAULT_STORAGE))
     elif rollback:

@@ -1,5 +1,6 @@
 """What all commands share: the app, their arguments, how results are printed and errors end."""
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -39,10 +40,18 @@ class _Group(TyperGroup):
                 sys.exit(2)
             context = getattr(error, "ctx", None)
             help_of = context.command_path if context is not None else "tlray"
-            raise InputError(f"{message.rstrip('.')}; see `{help_of} --help`") from None
+            given = _given(getattr(error, "param", None), args if args is not None else sys.argv[1:])
+            raise InputError(f"{message.rstrip('.')}{given}; see `{help_of} --help`") from None
         if standalone_mode:
             sys.exit(code or 0)
         return code
+
+
+def _given(parameter: Any, arguments: Sequence[str]) -> str:
+    """The value of an option, for a message that leaves it out; nothing for arguments and `--option=value`."""
+    options = set(getattr(parameter, "opts", ()))
+    values = [value for option, value in itertools.pairwise(arguments) if option in options]
+    return f", not {values[-1]!r}" if values else ""
 
 
 app = typer.Typer(

@@ -68,16 +68,21 @@ def predict(
     ] = False,
 ) -> None:
     """Print the class and its probability for each image, or write millions of them to --output."""
+    if weights != "pretrained" and output is not None:
+        raise InputError(f"--weights {weights}: with --output the model is an export, which brings its own")
+    if dry_run and output is None:
+        raise InputError("--dry-run says what --output would come to hold: give both, or neither for a few images")
+    from tlray.first_look import look_at_location, look_at_model
+
+    look_at_model(export)
+    for given in images:
+        look_at_location(given)
     if output is not None:
-        if weights != "pretrained":
-            raise InputError(f"--weights {weights}: with --output the model is an export, which brings its own")
         if dry_run:
             _look_ahead(export, images, output, as_json)
         else:
             _predict_many(export, images, output, as_json)
         return
-    if dry_run:
-        raise InputError("--dry-run says what --output would come to hold: give both, or neither for a few images")
     from tlray.predict import predict as predict_images
 
     num_bad = 0
@@ -135,6 +140,10 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score an exported model on labelled images."""
+    from tlray.first_look import look_at_location, look_at_model
+
+    look_at_model(export)
+    look_at_location(data)
     from tlray.predict import evaluate as evaluate_export
     from tlray.report.tables import evaluation_table
 

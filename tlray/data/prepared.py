@@ -54,9 +54,12 @@ def prepare_manifest(data: DataConfig) -> Manifest:
     shards = open_prepared(data)
     if shards is None:
         return make_manifest(data)
-    shards.touch()
+    known = shards.index()
+    if known.num_rows:  # a data set that is refused leaves nothing behind
+        shards.touch()
     with shards.writer(max_side=data.max_side) as writer:
-        manifest = make_manifest(data, known=shards.index(), keep=writer.add)
+        manifest = make_manifest(data, known=known, keep=writer.add)
+    shards.touch()
     limit_size(data)
     return manifest.with_shards(shards.index())
 

@@ -3,16 +3,16 @@
 config = read_bundle_config(uri, read_checksums(uri))
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tlray import storage
 from tlray.bundle_sums import CONFIG, read_verified
 from tlray.catalogue import Preprocessing
 from tlray.config import BackboneConfig
-from tlray.errors import DataError
+from tlray.errors import DataError, StorageError
 
 FORMAT_VERSION = 1
 
@@ -44,7 +44,10 @@ class BundleConfig(BaseModel):
 
 def read_bundle_config(uri: str, checksums: Mapping[str, str]) -> BundleConfig:
     """config.json of a bundle; DataError when another version of tlray wrote something else there."""
-    document = json.loads(read_verified(uri, CONFIG, checksums))
+    try:
+        document = storage.parse_object(read_verified(uri, CONFIG, checksums), storage.join(uri, CONFIG))
+    except StorageError as error:
+        raise DataError(str(error)) from None
     found = document.get("format_version")
     if found != FORMAT_VERSION:
         raise DataError(

@@ -101,7 +101,7 @@ class PredictionOutput:
         data = read_or_none(self._spec)
         if data is None:
             return
-        found = json.loads(data)
+        found = storage.parse_object(data, self._spec)
         if found.get("format_version") != FORMAT_VERSION:
             raise InputError(f"{self.uri} was written by another version of tlray: give another --output")
         before = PredictionSpec.model_validate(found)
@@ -134,7 +134,7 @@ class PredictionOutput:
     def summary(self) -> PredictionSummary | None:
         """That of the start that finished; None while there is something left to do."""
         data = read_or_none(self._summary)
-        return None if data is None else PredictionSummary(**json.loads(data))
+        return None if data is None else PredictionSummary(**storage.parse_object(data, self._summary))
 
     def finish(self, summary: PredictionSummary) -> None:
         storage.write_text(self._summary, json.dumps(vars(summary), indent=1))

@@ -3,8 +3,6 @@
 home, candidate = find_candidate("s3://bucket/runs/birds/20260101-120000-ab12")
 """
 
-import json
-
 from tlray import storage
 from tlray.bundle_sums import CHECKSUMS, METRICS, check_whole, read_checksums, read_verified
 from tlray.champion import Candidate
@@ -34,7 +32,9 @@ def find_candidate(uri: str) -> tuple[str | None, Candidate]:
 def read_candidate(export: str, run: str | None) -> Candidate:
     """What a bundle says of itself, and where it is of a run, what the run knows of its trial and its images."""
     config = read_config(export)
-    metrics = json.loads(read_verified(export, METRICS, read_checksums(export)))
+    metrics = storage.parse_object(
+        read_verified(export, METRICS, read_checksums(export)), storage.join(export, METRICS)
+    )
     trial_id = config.trial_id or ""
     return Candidate(
         export=export,

@@ -37,7 +37,7 @@ def unsealed(text: str) -> dict[str, Any]:
     start = end - LENGTH
     if start < 0 or checksum_of((text[:start] + text[end:]).encode()) != text[start:end]:
         raise ValueError("its checksum is not that of its content")
-    content: dict[str, Any] = json.loads(text)
+    content: dict[str, Any] = storage.parse_json(text)
     del content[FIELD]
     return content
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from tlray.errors import StorageError
 from tlray.scratch import temporary_folder
 from tlray.storage import local, s3, s3_settings
+from tlray.storage.document import parse_json, parse_object
 from tlray.storage.s3 import describe_access, forget_clients
 from tlray.storage.s3_access import S3Access
 from tlray.storage.types import ChangedError, FileInfo, NotFoundError
@@ -45,7 +46,10 @@ __all__ = [
     "list_files",
     "list_folders",
     "local_copy",
+    "nearest_folder",
     "open_file",
+    "parse_json",
+    "parse_object",
     "pyarrow_filesystem",
     "read_bytes",
     "read_range",
@@ -211,12 +215,17 @@ def local_copy(uri: str) -> Iterator[Path]:
         yield path
 
 
+def nearest_folder(uri: str) -> str:
+    """The location itself, or as much of a local path as is there: for probes that make no folder."""
+    return uri if is_remote(uri) else local.nearest_folder(uri)
+
+
 def check_writable(uri: str) -> None:
     """Write and delete a small file below `uri`; StorageError with the remedy where that is refused.
 
     Nothing stays: a local folder that is not there yet is not made, the one that it would lie in is tried instead.
     """
-    probe = join(uri if is_remote(uri) else local.nearest_folder(uri), f".tlray-probe-{secrets.token_hex(4)}")
+    probe = join(nearest_folder(uri), f".tlray-probe-{secrets.token_hex(4)}")
     try:
         write_bytes(probe, b"tlray")
         delete(probe)

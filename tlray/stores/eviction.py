@@ -8,7 +8,6 @@ leases are looked at once more. Whoever took a lease before that keeps the data 
 finds nothing in the index.
 """
 
-import json
 import re
 import time
 from collections import defaultdict
@@ -124,7 +123,7 @@ def _shard_id(uri: str) -> str:
 def _last_used(folder: ShardFolder, files: list[storage.FileInfo]) -> float:
     """What used.json says; without one, when the newest file was written."""
     try:
-        return float(json.loads(read_or_none(folder.used) or b"null")["used"])
+        return float(storage.parse_json(read_or_none(folder.used) or b"null")["used"])
     except (ValueError, TypeError, KeyError):
         return max(file.modified for file in files)
 

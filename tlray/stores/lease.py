@@ -64,7 +64,7 @@ def holders(folder: ShardFolder) -> tuple[str, ...]:
 def _holder(uri: str) -> str | None:
     data = read_or_none(uri)
     try:
-        fields = json.loads(data or b"null")
+        fields = storage.parse_json(data or b"null")
         return str(fields["run"]) if float(fields["expires"]) > time.time() else None
     except (ValueError, TypeError, KeyError):
         return None

@@ -43,7 +43,12 @@ OUTCOMES = ("same", "clear error", "recovered", "silently different", "traceback
 BAD = OUTCOMES[3:]
 STEP = "trials/*/epoch-*-step-*-worker-*.safetensors"
 Read = Callable[[Path, Path], Any]  # (run folder, file) -> what is read, in a form that can be compared
-UNREAD = {"DONE", "stopped"}  # whether they are there is all that counts
+UNREAD = {
+    "DONE",
+    "stopped",
+    "unreadable",
+    "lease.json",
+}  # whether they are there is all that counts; a lease is written anew
 # Exports prove themselves, the folder of a ranking is a run of its own; what is for people or for Ray is never read.
 SKIPPED = re.compile(r"^exports/|^ranking-|^ray/|^features/|\.(html|md)$")
 

@@ -18,11 +18,11 @@ from tlray.report.html import write_report
 from tlray.runs.board import make_leaderboard
 from tlray.runs.notes import read_notes
 from tlray.runs.sealed import read_document, sealed, unsealed, write_document
-from tlray.runs.trials import load_results, read_trial_result
+from tlray.runs.trials import checkpoint_of, load_results, read_trial_result
 from tlray.training.checkpoint import TrialFolder
 from tlray.training.mend import mend
 from tlray.training.run_images import run_images
-from tlray.training.trial import run_trial
+from tlray.training.trial import load_trained, run_trial
 from tlray.training.worker import local_worker
 
 NUM_FLIPS = 5
@@ -132,6 +132,25 @@ def test_a_row_whose_predictions_are_damaged_is_made_again_and_is_the_same(
     assert [(row.rank, row.gain, row.gain_low) for row in again.rows] == [
         (row.rank, row.gain, row.gain_low) for row in leaderboard.rows
     ]
+
+
+def test_a_trial_whose_checkpoint_an_export_finds_damaged_is_trained_again_by_a_resume(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(runs["finished"], tmp_path / runs["finished"].name))
+    before, loaded = scores(run), load_run(str(run))
+    baseline = loaded.trials[0]
+    uri, _ = checkpoint_of(str(run), baseline.trial_id)
+    flips.flip(random.Random(0))(Path(uri))
+    mend(loaded)  # nobody exports a baseline
+    assert read_trial_result(str(run), baseline.trial_id) is not None
+    with pytest.raises(DamagedError, match="is damaged: `tlray resume` goes back"):
+        load_trained(baseline, str(run), 2)
+    mend(loaded)
+    assert read_trial_result(str(run), baseline.trial_id) is None
+    train_on(run)
+    assert scores(run) == before
+    load_trained(baseline, str(run), 2)
 
 
 def test_a_report_is_written_while_a_progress_is_damaged_and_refused_where_the_plan_is(

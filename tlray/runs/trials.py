@@ -5,6 +5,7 @@
 
     trials/<id>/trial.json     what is to be trained; worked out from the configuration again where it is damaged
                 result.json    the final row, and the checksums of what it was made from; written last
+                unreadable     an export has found the checkpoint damaged: the next resume trains the trial again
                 stopped        the scheduler has stopped the trial, which is still to be scored
 
 A trial with a result.json has ended, whatever results.jsonl or a mark may say; a failed one is tried again by a resume.
@@ -25,7 +26,8 @@ from tlray.results import TrialResult
 from tlray.runs.sealed import read_checked, read_document, write_document
 
 READERS = 32  # threads
-TRIAL, RESULT, PREDICTIONS, STOPPED = "trial.json", "result.json", "test_predictions.parquet", "stopped"
+TRIAL, RESULT, PREDICTIONS = "trial.json", "result.json", "test_predictions.parquet"
+STOPPED, UNREADABLE = "stopped", "unreadable"
 SCORE_AGAIN = "`tlray resume` scores the trial again"
 TRAIN_AGAIN = "`tlray resume` goes back to the last whole checkpoint of the trial"
 

@@ -69,6 +69,8 @@ def fit(
         folder.go_back()
     worker.sum_across(torch.zeros(()))  # all workers go on from the same place
     progress = folder.load_progress()
+    if is_done(progress, recipe):
+        return progress
     if progress.step > 0:
         midway.load(progress, backbone.model, optimizer)
     elif progress.epoch > 0:

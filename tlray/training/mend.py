@@ -3,9 +3,9 @@
     mend(load_run(run_uri))
 
 A row that is not whole, or whose predictions are not, is removed: the trial is scored again. One whose checkpoint an
-export needs and that is not whole is removed too: the trial goes back to the checkpoint before. How far a trial with a
-row has come is known from its row and its curve; one without starts again where that is lost. Checkpoints of trials
-that go on are looked at when they do.
+export needs, or has found damaged, and that is not whole is removed too: the trial goes back to the checkpoint before.
+How far a trial with a row has come is known from its row and its curve; one without starts again where that is lost.
+Checkpoints of trials that go on are looked at when they do.
 """
 
 from functools import partial
@@ -21,6 +21,7 @@ from tlray.runs.sealed import is_whole
 from tlray.runs.trials import (
     PREDICTIONS,
     RESULT,
+    UNREADABLE,
     Recorded,
     delete_trial_result,
     for_each,
@@ -43,7 +44,8 @@ def mend(run: Run) -> None:
 
     def is_mended(trial_id: str) -> bool:
         recorded = rows[trial_id]
-        return (trial_id not in best or _has_checkpoint(run_uri, recorded)) and _has_progress(run_uri, recorded)
+        is_wanted = trial_id in best or storage.exists(trial_uri(run_uri, trial_id, UNREADABLE))
+        return (not is_wanted or _has_checkpoint(run_uri, recorded)) and _has_progress(run_uri, recorded)
 
     mended = for_each(list(rows), is_mended)
     write_results(run_uri, {trial_id: row for trial_id, row in rows.items() if mended[trial_id]})
@@ -66,6 +68,7 @@ def _whole_row(run_uri: str, trial_id: str) -> Recorded | None:
 
 def _has_checkpoint(run_uri: str, recorded: Recorded) -> bool:
     trial_id = recorded.result.trial_id
+    storage.delete(trial_uri(run_uri, trial_id, UNREADABLE))
     checkpoints = {name: sha for name, sha in recorded.files.items() if name != PREDICTIONS}
     if all(is_whole(trial_uri(run_uri, trial_id, name), sha) for name, sha in checkpoints.items()):
         return True

@@ -31,6 +31,7 @@ from tlray.results import TrialResult
 from tlray.runs.sealed import write_checked
 from tlray.runs.trials import (
     PREDICTIONS,
+    UNREADABLE,
     checkpoint_of,
     read_trial_result,
     trial_uri,
@@ -148,10 +149,17 @@ def release_memory() -> None:
 
 
 def load_trained(trial: TrialConfig, run_uri: str, num_classes: int) -> Backbone:
-    """The trial's model with the weights of its best epoch, on the CPU in evaluation mode."""
+    """The trial's model with the weights of its best epoch, on the CPU in evaluation mode.
+
+    DamagedError where these are not whole; the next resume looks at them and trains the trial again.
+    """
     backbone = build_backbone(trial.backbone, num_classes, seed=trial.seed)
     uri, checksum = checkpoint_of(run_uri, trial.trial_id)
-    _load(backbone, trial, uri, checksum)
+    try:
+        _load(backbone, trial, uri, checksum)
+    except DamagedError:
+        storage.write_text(trial_uri(run_uri, trial.trial_id, UNREADABLE), "")
+        raise
     backbone.model.eval()
     return backbone
 

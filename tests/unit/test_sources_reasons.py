@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from tests.unit.test_sources import CLASSES, IMAGES, label_of, manifest_of, write_tar
 from tlray.data.litter import is_litter
@@ -230,3 +232,16 @@ def test_names_in_a_tar_file_that_are_not_utf_8_are_told_as_they_are(tmp_path: P
     with pytest.raises(DataError, match="has no label") as caught:
         manifest_of(tmp_path / "x.tar")
     str(caught.value).encode()
+
+
+def test_images_with_more_than_8_bits_say_how_they_were_scaled(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for number, name in enumerate(["cat", "dog"] * 15):
+        (tmp_path / name).mkdir(exist_ok=True)
+        values = random.random((8, 8))
+        kinds = {"f.tif": values.astype(np.float32), "w.png": (values * 65535).astype(np.uint16)}
+        for ending, pixels in (kinds | {"b.png": (values * 255).astype(np.uint8)}).items():
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.{ending}")
+    notes = manifest_of(tmp_path).notes
+    assert any(note.startswith("data.train: 30 images have floating point values: those up to 1") for note in notes)
+    assert any(note.startswith("data.train: 30 images have 16 bits a channel: 0 to 65535 became") for note in notes)

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from tlray import storage
 from tlray.data.decode import BadImageError, check, shape_problem
+from tlray.data.scaled import scaling
 from tlray.data.sources import Entry, Load, Source
 from tlray.errors import StorageError
 
@@ -59,7 +60,11 @@ def inspect(
         if found is not None:
             yield entry, found
     if any(wanted):
-        yield from _read_all(source.read(compress(entries, wanted)), max(num_threads, MIN_THREADS), keep)
+        read = source.read(compress(entries, wanted))
+        for entry, found, remark in _read_all(read, max(num_threads, MIN_THREADS), keep):
+            if remark:
+                source.remarks.add(remark, entry.uri)
+            yield entry, found
 
 
 def _without_reading(entry: Entry, known: Known) -> Inspected | None:
@@ -73,18 +78,19 @@ def _without_reading(entry: Entry, known: Known) -> Inspected | None:
 
 def _read_all(
     loads: Iterator[tuple[Entry, Load]], num_threads: int, keep: Keep | None
-) -> Iterator[tuple[Entry, Inspected]]:
-    pending: deque[tuple[Entry, Future[tuple[Inspected, bytes]]]] = deque()
+) -> Iterator[tuple[Entry, Inspected, str]]:
+    """The last of each: what a person should know of how it was decoded."""
+    pending: deque[tuple[Entry, Future[tuple[Inspected, bytes, str]]]] = deque()
     num_bytes = 0
 
-    def oldest() -> tuple[Entry, Inspected]:
+    def oldest() -> tuple[Entry, Inspected, str]:
         nonlocal num_bytes
         entry, future = pending.popleft()
         num_bytes -= _weight(entry)
-        found, data = future.result()
+        found, data, remark = future.result()
         if keep is not None and found.status == OK:
             keep(found, data)
-        return entry, found
+        return entry, found, remark
 
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="tlray-inspect")
     try:
@@ -103,22 +109,22 @@ def _weight(entry: Entry) -> int:
     return entry.num_bytes if entry.num_bytes >= 0 else UNKNOWN_BYTES
 
 
-def _look(entry: Entry, load: Load, *, with_data: bool) -> tuple[Inspected, bytes]:
+def _look(entry: Entry, load: Load, *, with_data: bool) -> tuple[Inspected, bytes, str]:
     """Runs in a thread: read, check, hash."""
     try:
         data = load()
         height, width = check(data)
     except BadImageError as error:
-        return Inspected(entry.uri, entry.version, status=error.reason), b""
+        return Inspected(entry.uri, entry.version, status=error.reason), b"", ""
     except StorageError as error:
         about_the_file = isinstance(error, (storage.NotFoundError, storage.ChangedError))
         if storage.is_remote(entry.uri) and not about_the_file:
             raise
         reason = str(error).removeprefix(entry.uri).strip(": ")
-        return Inspected(entry.uri, entry.version, status=reason), b""
+        return Inspected(entry.uri, entry.version, status=reason), b"", ""
     content_id = hashlib.sha256(data).hexdigest()
     found = Inspected(entry.uri, entry.version, content_id, len(data), width, height)
-    return found, data if with_data else b""
+    return found, data if with_data else b"", scaling(data)
 
 
 class KnownTable(Known):

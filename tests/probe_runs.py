@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from tlray.backbone import Backbone
 from tlray.config import BackboneConfig, DataConfig, Recipe, StrategyConfig, TrialConfig
-from tlray.data.batch import Batch, Streams
+from tlray.data.batch import Batch, HeldEpoch, Streams
 from tlray.data.loader import load_draws
 from tlray.data.manifest import Manifest
 from tlray.data.order import evaluation_steps, train_steps
@@ -49,7 +49,7 @@ def make_trials(network: BackboneConfig = NETWORK, mix: Sequence[dict[str, objec
             trial_id=f"t{index}",
             backbone=network,
             strategy=StrategyConfig(strategy="linear_probe"),
-            recipe=Recipe.model_validate({**usual, **fields}),
+            recipe=Recipe.model_validate(usual).model_copy(update=fields),  # some beyond what a configuration may say
             seed=0,
         )
         for index, fields in enumerate(mix)
@@ -93,6 +93,28 @@ def activation_images(manifest: Manifest, dtype: torch.dtype = torch.float16) ->
 
     charged = {"t0": 36}
     return dataclasses.replace(live_images(manifest), open_activations=open_activations, charged_images=charged)
+
+
+def holding(images: TrialImages) -> TrialImages:
+    """The same, with the training rows of every epoch held on the device, as a GPU that has room for them does."""
+
+    def open_activations(backbone: Backbone, num_frozen: int, trial: TrialConfig, worker: Worker) -> Streams:
+        streams = images.open_activations(backbone, num_frozen, trial, worker)
+        assert streams is not None
+        batches = list(streams.train(0))
+        order = torch.cat([batch.rows for batch in batches]).argsort()
+        labels = torch.cat([batch.labels for batch in batches])[order]
+        values = [torch.cat(parts)[order] for parts in zip(*(batch.inputs for batch in batches), strict=True)]
+        kept = tuple(value.permute(0, 2, 3, 1).contiguous() if value.ndim == 4 else value for value in values)
+
+        def held(epoch: int) -> HeldEpoch:
+            steps = train_steps(streams.num_train, trial.recipe.batch_size, trial.seed, epoch)
+            rows = torch.from_numpy(np.concatenate(steps))
+            return HeldEpoch(kept, labels, rows, tuple(len(step) for step in steps))
+
+        return dataclasses.replace(streams, held=held)
+
+    return dataclasses.replace(images, open_activations=open_activations)
 
 
 def run_group(trials: Sequence[TrialConfig], folder: Path, images: TrialImages) -> tuple[list[TrialResult], Curves]:

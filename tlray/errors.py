@@ -12,6 +12,7 @@ TlrayError                 1  the work failed
 │   │   └── DamagedError          a file that is not what was written
 │   └── ClusterError          more than the cluster has
 ├── TrialError             1  a trial could not be carried out
+│   └── DivergenceError       its loss is no longer a number
 ├── NothingToDo            3  a retraining of what has been judged already
 │   └── HeldElsewhere          another process is at work on the same run, or retrains
 └── Interrupted          130  stopped from outside; `tlray resume` goes on
@@ -64,6 +65,10 @@ class ClusterError(InputError):
 
 
 class TrialError(TlrayError):
+    pass
+
+
+class DivergenceError(TrialError):
     pass
 
 

@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from tlray.backbone import Backbone
+from tlray.budget.machines import MOST_ON_A_GPU
 from tlray.config import Recipe, TrialConfig
 from tlray.freeze import freeze
 from tlray.training.loop import thaw_plan
@@ -37,7 +38,6 @@ NUMBER_BYTES = 4
 PROBE_BATCH = 2  # BatchNorm in training mode refuses a single image
 CUDA_CONTEXT_BYTES = 600 * 2**20  # what CUDA and its libraries keep on a GPU for each process
 HEAD_ROOM = 1.25  # over the formula: cudnn's workspaces, and what the allocator cannot use again
-MOST_ON_A_GPU = 8  # trials; more only share its arithmetic
 
 
 @dataclass(frozen=True, kw_only=True)

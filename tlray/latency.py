@@ -26,7 +26,9 @@ def milliseconds(home: str, name: str, tag: str | None, *, size: int, batch_size
     """Median time of one batch of `size` x `size` pixels in evaluation; on the GPU where there is one."""
     import torch
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    from tlray.device import given_device
+
+    device = given_device()
     what = {
         "id": f"{home}/{name}",
         "size": size,
@@ -48,8 +50,14 @@ def device_name() -> str:
     """The GPU, or the processor's model, that latencies are measured on."""
     import torch
 
-    if torch.cuda.is_available():
+    from tlray.device import given_device
+
+    if given_device().type == "cuda":
         return torch.cuda.get_device_name()
+    return processor_name()
+
+
+def processor_name() -> str:
     with suppress(OSError):  # Linux only
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

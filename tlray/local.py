@@ -35,11 +35,12 @@ def _train(run: Run, trial_id: str, console: Console) -> Outcome:
     def progress(done: int, total: int) -> None:
         console.print(f"frozen work: {done} of {total} images", highlight=False)
 
-    compute_here(run.uri, run.config, run.manifest, sources, local_worker().device, progress)
+    worker = local_worker(run.config.sweep.gpus_per_worker)
+    compute_here(run.uri, run.config, run.manifest, sources, worker.device, progress)
     images = run_images(run.uri)
     for trial in run.trials:
         if trial.is_baseline or trial.trial_id == trial_id:
-            result = run_trial(trial, run.uri, local_worker(), images, _Printer(trial.trial_id, console))
+            result = run_trial(trial, run.uri, worker, images, _Printer(trial.trial_id, console))
             assert result is not None, "a single worker leads"
             append_result(run.uri, result)
     return conclude(run, console)

@@ -9,8 +9,6 @@ Checks go from the cheap to the dear: storage, images, every backbone with its w
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import torch
-
 from tlray import storage
 from tlray.activations.decision import plan_sources, within
 from tlray.activations.location import measure_room, measure_speed, open_store
@@ -27,17 +25,19 @@ from tlray.config import BackboneConfig, RunConfig, TrialConfig
 from tlray.data.manifest import Manifest
 from tlray.data.prepared import prepare_manifest, with_preparation
 from tlray.demo_data import make_demo_data
+from tlray.device import given_device, gpu_bytes
 from tlray.features import features_config
 from tlray.first_look import check_batch_sizes
 from tlray.footprint import gpu_share, trial_footprint
 from tlray.freeze import freeze
 from tlray.plan import Plan, PlannedRun, PlannedTrial
+from tlray.precision import with_chosen_precision
 from tlray.prepare import with_absolute_locations
 from tlray.ranking.result import Ranking, wants_shortlist
 from tlray.ranking.subset import choose_subset
 from tlray.search_space import list_trials
 from tlray.speed.steps import this_machine
-from tlray.speed.trials import TimedTrial, time_trials, trial_cost
+from tlray.speed.trials import TimedTrial, time_trials, trial_cost, trials_that_pay
 from tlray.training.loop import thaw_plan
 
 
@@ -120,6 +120,9 @@ def make_plan(config: RunConfig, manifest: Manifest, trials: Sequence[TrialConfi
         timed |= time_trials(config, manifest, backbone, same, sources)  # last: it trains the model
         found += sources
     sources = within(found, measure_room(config, store))
+    if config.sweep.gpus_per_worker == "auto":
+        planned = {trial_id: _with_share(trial, timed[trial_id]) for trial_id, trial in planned.items()}
+        machines = machines.sharing([trial.gpu_share for trial in planned.values()])
     shares = {trial_id: trial.gpu_share for trial_id, trial in planned.items() if trial.gpu_share < 1}
     costs = [trial_cost(config, trial, timed[trial.trial_id], sources, speed.gather, num_images) for trial in trials]
     dropped = beyond_budget(config, trials, costs, sources, machines)
@@ -162,9 +165,9 @@ def _planned(config: RunConfig, trial: TrialConfig, backbone: Backbone, num_imag
     )
 
 
-def gpu_bytes() -> int:
-    """Memory of the GPU that the planning runs on, which is one of those that trials get; 0 without one."""
-    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+def _with_share(trial: PlannedTrial, timed: TimedTrial) -> PlannedTrial:
+    """The share of a GPU by memory, or by what it computes where that is more."""
+    return trial.model_copy(update={"gpu_share": max(trial.gpu_share, 1 / trials_that_pay(timed))})
 
 
 def _words_on_shares(shares: Mapping[str, float]) -> tuple[str, ...]:
@@ -172,11 +175,11 @@ def _words_on_shares(shares: Mapping[str, float]) -> tuple[str, ...]:
     if not shares:
         return ()
     each = ", ".join(f"{count} trials {share:g}" for share, count in sorted(Counter(shares.values()).items()))
-    return (f"sweep.gpus_per_worker auto: of a GPU, by the memory that they need, {each}",)
+    return (f"sweep.gpus_per_worker auto: of a GPU, by the memory and the time of it that they need, {each}",)
 
 
 def _resolved(config: RunConfig) -> RunConfig:
-    """Full backbone ids, absolute locations, and the demo's images and weights made where they are asked for."""
+    """Full backbone ids, absolute locations, the precision; the demo's images and weights made if it is the demo."""
     config = with_absolute_locations(config)
     data = config.data
     if data.synthetic is not None:
@@ -188,7 +191,8 @@ def _resolved(config: RunConfig) -> RunConfig:
     first = config.warm_start
     if first is not None:
         first = first.model_copy(update={"backbone": _with_full_id(first.backbone)})
-    return config.model_copy(update={"data": data, "backbones": backbones, "baseline": baseline, "warm_start": first})
+    config = config.model_copy(update={"data": data, "backbones": backbones, "baseline": baseline, "warm_start": first})
+    return with_chosen_precision(config, given_device(config.sweep.gpus_per_worker))
 
 
 def _with_full_id(backbone: BackboneConfig) -> BackboneConfig:

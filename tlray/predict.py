@@ -18,6 +18,7 @@ from tlray.catalogue import is_library
 from tlray.champion import check_export, load_champion
 from tlray.data.inputs import expand
 from tlray.data.labelled import open_labelled
+from tlray.device import given_device
 from tlray.errors import DataError, InputError
 from tlray.export.model import Model, Prediction, load
 from tlray.export.of_run import bundles, champion_bundle
@@ -96,7 +97,7 @@ def open_model(
     """The model that `model_ref` means: an export bundle, a run's best export, the champion that a champion.json
     names, or a backbone's own classifier."""
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = given_device().type
     location = locate(model_ref)
     if location.kind not in ("missing", "pattern"):
         if weights != "pretrained":

@@ -39,6 +39,7 @@ class TrialResult(BaseModel):
     status: Literal["completed", "stopped", "failed"]  # stopped: early, by the scheduler
     error: str | None = None
     may_pass: bool = False  # failed by what it ran on, not by itself: a resume is worth its time
+    note: str | None = None  # what one should know beside the scores: that it was repeated in float32, and why
     epochs: int = 0  # trained
     best_epoch: int | None = None  # 1-based
     val_accuracy: Score = None

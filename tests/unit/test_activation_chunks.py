@@ -2,20 +2,25 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from activation_samples import image_ids, values_of
 from safetensors.torch import save_file
 
 import tlray.activations.compute
 from tlray.activations.chunks import Chunk, list_chunks
-from tlray.activations.compute import compute_chunk
+from tlray.activations.compute import PassSettings, compute_chunk, compute_chunks
 from tlray.activations.keys import ActivationKey
 from tlray.activations.location import open_store
+from tlray.activations.shard import serialise
+from tlray.activations.shard_image import ShardImage
 from tlray.activations.store import ActivationStore
 from tlray.backbone import build_backbone
 from tlray.config import BackboneConfig, RunConfig
-from tlray.data.loader import load_draws
+from tlray.data.images import Image
+from tlray.data.load import load_image
 from tlray.plan import PlannedRun
 from tlray.planning import plan_run
 
@@ -46,9 +51,8 @@ def chunks_of(run: PlannedRun, store: ActivationStore, images_per_shard: int = 5
 
 
 def compute(run: PlannedRun, store: ActivationStore, chunk: Chunk) -> tlray.activations.compute.ChunkOutcome:
-    images = {image.content_id: image for image in run.manifest.images}
-    device = torch.device("cpu")
-    return compute_chunk(chunk, images, store, num_classes=3, run="r", device=device, num_threads=1)
+    settings = PassSettings(num_classes=3, run="r", device=torch.device("cpu"), num_threads=1)
+    return compute_chunk(chunk, run.manifest.find, store, settings)
 
 
 def test_every_image_is_in_one_chunk_with_all_that_misses_it(image_folder: Path, tmp_path: Path) -> None:
@@ -76,15 +80,15 @@ def test_backbones_that_see_an_image_alike_share_its_decoding(
     twins = [{**network, "options": {"drop_rate": rate}} for rate in (0.0, 0.1)]
     run, store = planned(image_folder, tmp_path, backbones=twins)
     (chunk, *_) = chunks_of(run, store)
-    drawn: list[int] = []
+    drawn: list[str] = []
 
-    def counted(images: list, *arguments: object, **options: object) -> object:
-        drawn.append(len(images))
-        return load_draws(images, *arguments, **options)
+    def counted(image: Image, **options: Any) -> torch.Tensor:
+        drawn.append(image.content_id)
+        return load_image(image, **options)
 
-    monkeypatch.setattr(tlray.activations.compute, "load_draws", counted)
+    monkeypatch.setattr(tlray.activations.compute, "load_image", counted)
     outcome = compute(run, store, chunk)
-    assert sum(drawn) == len(chunk.content_ids)
+    assert sorted(drawn) == sorted(chunk.content_ids)
     assert outcome.num_forwards == 2 * len(chunk.content_ids)
 
 
@@ -120,3 +124,32 @@ def test_activations_beyond_float16_fail_their_backbone_alone_and_name_the_remed
     left = chunks_of(run, store)
     assert {one.backbone.id for chunk in left for draw in chunk.draws for one in draw.wanted} == {"timm/test_vit"}
     assert json.loads(left[0].draws[0].preprocessing)["input_size"] == [32, 32]
+
+
+def test_chunks_computed_behind_each_other_are_the_shards_of_chunks_computed_alone(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    run, store = planned(image_folder, tmp_path, training={"augmentation": "light", "views": 2})
+    chunks = chunks_of(run, store, images_per_shard=5)
+    settings = PassSettings(num_classes=3, run="r", device=torch.device("cpu"), num_threads=3)
+    ended = list(compute_chunks(chunks, run.manifest.find, store, settings))
+    assert [chunk for chunk, _ in ended] == chunks
+    assert [outcome.num_forwards for _, outcome in ended] == [chunk.num_forwards for chunk in chunks]
+    alone = ActivationStore(str(tmp_path / "alone"), cache=str(tmp_path / "cache"))
+    for chunk in chunks:
+        compute(run, alone, chunk)
+    for source in run.plan.activations:
+        for key in (ActivationKey(**fields) for fields in source.keys):
+            ours, theirs = ({shard.id: shard.sha256 for shard in one.index(key).entries} for one in (store, alone))
+            assert ours == theirs != {}
+
+
+@pytest.mark.parametrize("shapes", [[(6,)], [(6,), (2, 3, 3)]])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_shard_filled_in_place_is_the_file_that_is_made_of_arrays(dtype: str, shapes: list[tuple[int, ...]]) -> None:
+    values = values_of(image_ids(7), shapes, dtype)
+    image = ShardImage(dtype, 7, shapes, torch.device("cpu"))
+    for place, value in zip(image.values, values, strict=True):
+        place[:4].copy_(torch.from_numpy(value[:4]))
+        place[4:].copy_(torch.from_numpy(value[4:]))
+    assert bytes(image.data) == serialise(values)

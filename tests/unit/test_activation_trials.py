@@ -111,6 +111,22 @@ def test_trials_on_activations_train_like_trials_on_images(
         assert np.abs(np.array(kept[trial_id]) - np.array(curve)).max() < tolerance, trial_id
 
 
+@pytest.mark.parametrize("network", ["timm/test_resnet", "timm/test_vit"])
+def test_trials_on_rows_that_the_device_holds_are_those_on_rows_that_stream_in(
+    network: str, execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {
+        "backbones": [{**NETWORK, "id": network}],
+        "strategies": ["linear_probe", PARTIAL],
+        "training": {**PLAIN, "augmentation": "light", "views": 2},
+    }
+    _, streamed, losses = execute(**fields)
+    monkeypatch.setattr("tlray.training.activations.room_on", lambda device: 10**9)
+    _, held, same = execute(**fields)
+    assert same == losses
+    assert [row.test_accuracy for row in held.values()] == [row.test_accuracy for row in streamed.values()]
+
+
 def test_views_are_drawn_once_for_the_training_images_alone(execute: Execute) -> None:
     training = {**PLAIN, "augmentation": "standard", "views": 3, "epochs": 4}
     run, rows, _ = execute(strategies=["linear_probe"], training=training)

@@ -12,7 +12,7 @@ from tlray.config import RunConfig
 from tlray.distributed.autoscaling import Growth, NodeType, growth_of, of_kubernetes
 from tlray.distributed.cluster import ClusterSummary, Node
 from tlray.distributed.resources import cpu_tasks, model_tasks, trial_resources
-from tlray.distributed.tasks import check_gpu, load_trial
+from tlray.distributed.tasks import load_trial, take_given_gpu
 from tlray.errors import ClusterError, StorageError, TrialError
 from tlray.footprint import CUDA_CONTEXT_BYTES, gpu_share
 
@@ -139,7 +139,7 @@ def test_a_process_with_a_gpu_that_torch_does_not_see_refuses_to_work(monkeypatc
     monkeypatch.setattr("ray.get_gpu_ids", lambda: [3])
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(TrialError, match=r"GPU 3, and torch .* sees none"):
-        check_gpu()
+        take_given_gpu()
 
 
 def test_a_pod_reads_what_its_own_ray_cluster_may_grow_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,6 +209,9 @@ def test_the_plan_says_which_trials_share_a_gpu(
     monkeypatch.setattr(planning, "gpu_bytes", lambda: 2 * 2**30)
     plan = planning.plan_run(config).plan
     assert {trial.gpu_share for trial in plan.trials} == {0.3333}
-    assert "sweep.gpus_per_worker auto: of a GPU, by the memory that they need, 2 trials 0.3333" in plan.notes[-1]
+    assert (
+        "sweep.gpus_per_worker auto: of a GPU, by the memory and the time of it that they need, 2 trials 0.3333"
+        in plan.notes[-1]
+    )
     monkeypatch.setattr(planning, "gpu_bytes", lambda: 0)
     assert {trial.gpu_share for trial in planning.plan_run(config).plan.trials} == {1.0}

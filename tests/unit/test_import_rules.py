@@ -21,9 +21,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "ending": {"printable"},
     "process_tree": set(),
+    "device": set(),
     # what the user says
     "config": set(),
     "known_recipe": {"config"},
+    "precision": {"config", "device"},
     "search_space": {"config", "known_recipe"},
     # backbones
     "scratch": set(),
@@ -37,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "preprocessing": set(),
     "libraries": {"preprocessing"},
     "home_cache": set(),
-    "latency": {"libraries", "home_cache"},
+    "latency": {"libraries", "home_cache", "device"},
     "catalogue": {"preprocessing", "libraries", "latency", "home_cache", "config"},
     "blocks": set(),
     "weights": {"storage", "catalogue", "config"},
@@ -55,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "results": set(),
     "runs": {"storage", "parquet", "results"},
     # images
-    "data": {"runs", "scratch", "config", "storage", "locations", "parquet", "stores", "catalogue"},
+    "data": {"runs", "scratch", "config", "storage", "locations", "parquet", "stores", "catalogue", "device"},
     "demo_data": {"scratch", "config", "storage", "data", "backbone", "training"},
     # frozen work
     "activations": {
@@ -70,6 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data",
         "threads",
         "runs",
+        "device",
     },
     # what is decided before a run
     "budget": {"runs", "config", "storage", "activations"},
@@ -89,8 +92,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "prepare",
         "results",
         "runs",
+        "device",
     },
-    "footprint": {"config", "backbone", "freeze", "training"},
+    "footprint": {"config", "backbone", "freeze", "budget", "training"},
     "speed": {
         "latency",
         "home_cache",
@@ -103,6 +107,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "budget",
         "training",
         "threads",
+        "device",
     },
     # what is decided before a sweep
     "ranking": {
@@ -141,6 +146,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "first_look",
         "ranking",
         "advice",
+        "device",
+        "precision",
     },
     "progress": {"config", "results", "plan"},
     "features": {"scratch", "config", "storage", "activations", "prepare"},
@@ -166,6 +173,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "ranking",
         "export",
         "prediction",
+        "device",
     },
     # after the sweep
     "report": {
@@ -195,6 +203,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "predict": {
         "champion",
+        "device",
         "bundle_sums",
         "storage",
         "locations",

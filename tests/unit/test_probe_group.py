@@ -12,6 +12,7 @@ from probe_runs import (
     assert_same_curve,
     assert_same_folder,
     assert_same_row,
+    holding,
     live_images,
     make_trials,
     run_group,
@@ -99,6 +100,41 @@ def test_a_row_that_diverges_fails_as_it_would_alone_and_the_others_do_not_notic
     for index, other in zip((0, 2), theirs, strict=True):
         assert_same_row(rows[index], other)
         assert_same_curve(curves[f"t{index}"], their_curves[f"t{index}"], TOLERANCE)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_heads_on_rows_that_the_device_holds_train_like_heads_on_batches(
+    optimizer: str, manifest: Manifest, tmp_path: Path
+) -> None:
+    trials = make_trials(optimizer=optimizer)
+    streamed, curves = run_group(trials, tmp_path / "streamed", activation_images(manifest))
+    held, same = run_group(trials, tmp_path / "held", holding(activation_images(manifest)))
+    assert same.keys() == curves.keys()
+    for trial, mine, other in zip(trials, held, streamed, strict=True):
+        assert_same_row(mine, other)
+        assert_same_curve(same[trial.trial_id], curves[trial.trial_id], TOLERANCE)
+
+
+def test_a_group_in_bfloat16_ends_like_its_trials_one_by_one_in_it(manifest: Manifest, tmp_path: Path) -> None:
+    """Its products are rounded to 8 bits in both, but added up in another order: losses of order 1 within 2 %."""
+    images = activation_images(manifest)
+    trials = make_trials(mix=MIX[:3], precision="bfloat16", patience=0)
+    _, theirs = run_one_by_one(trials, tmp_path / "alone", images)
+    rows, ours = run_group(trials, tmp_path / "group", images)
+    assert [row.params["precision"] for row in rows] == ["bfloat16"] * 3
+    for trial_id, curve in theirs.items():
+        assert [m.train_loss for m in ours[trial_id]] == pytest.approx([m.train_loss for m in curve], rel=0.02)
+
+
+def test_a_row_that_diverges_in_bfloat16_is_repeated_in_float32(manifest: Manifest, tmp_path: Path) -> None:
+    images = activation_images(manifest)
+    wild = {"lr": 1e38, "schedule": "constant"}
+    trials = make_trials(mix=[MIX[0], wild], optimizer="sgd", precision="bfloat16")
+    rows, _ = run_group(trials, tmp_path, images)
+    assert (rows[0].status, rows[0].note) == ("completed", None)
+    assert rows[1].status == "failed"  # in float32 too
+    assert rows[1].params["precision"] == "float32"
+    assert not list((tmp_path / "groups").rglob("*.*"))
 
 
 def test_a_group_of_which_every_row_diverges_is_rows_with_reasons(manifest: Manifest, tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ from image_splits import split_folders
 from tlray.backbone import build_backbone
 from tlray.config import BackboneConfig, DataConfig, Recipe, StrategyConfig, TrialConfig
 from tlray.data.manifest import make_manifest
+from tlray.errors import DivergenceError
 from tlray.results import TrialResult
 from tlray.training import loop
 from tlray.training.epoch import EpochMetrics
+from tlray.training.step import train_step
 from tlray.training.trial import TrialImages, load_trained, manifest_images, release_memory, run_trial, trial_folder
 from tlray.training.worker import local_worker
 
@@ -137,3 +139,33 @@ def test_a_trial_killed_inside_an_epoch_goes_on_from_the_step_that_it_kept(
     theirs = load_trained(trial, str(tmp_path / "whole"), images.num_classes).model.state_dict()
     assert all(ours[key].equal(theirs[key]) for key in theirs)
     assert not list(Path(folder).rglob("*-step-*"))
+
+
+def test_a_trial_that_diverges_in_a_lower_precision_is_repeated_in_float32_and_says_so(
+    images: TrialImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*args: Any, precision: str, **rest: Any) -> torch.Tensor:
+        loss = train_step(*args, precision=precision, **rest)
+        return loss if precision == "float32" or len(epochs) < 2 else loss * math.inf
+
+    epochs: list[int] = []
+    monkeypatch.setattr(loop, "train_step", step)
+    trial = make_trial(precision="bfloat16", epochs=3)
+    result = run_trial(trial, str(tmp_path), local_worker(), images, lambda metrics: epochs.append(metrics.epoch))
+    assert epochs == [1, 2, 1, 2, 3]
+    assert result is not None
+    assert result.params["precision"] == "float32"
+    assert result.note is not None
+    assert result.note.startswith("repeated in float32: in bfloat16 it diverged: the training loss of epoch 3 is inf")
+    monkeypatch.undo()
+    straight = train(make_trial(precision="float32", epochs=3), tmp_path / "float32", images)
+    assert straight is not None
+    assert (straight.val_loss, straight.test_accuracy, straight.note) == (result.val_loss, result.test_accuracy, None)
+
+
+def test_what_diverges_in_float32_too_fails(
+    images: TrialImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "train_step", lambda *args, **rest: torch.tensor(math.nan))
+    with pytest.raises(DivergenceError, match=r"diverged: the training loss of epoch 1 is nan; lower lr"):
+        run_trial(make_trial(precision="bfloat16"), str(tmp_path), local_worker(), images, lambda metrics: None)

@@ -1,132 +1,212 @@
-"""The activation pass over one chunk of images: decoded once, pushed through every frozen prefix that wants them.
+"""The activation pass: images decoded once, pushed through every frozen prefix that wants them, chunk after chunk.
 
-    outcome = compute_chunk(chunk, images, store, num_classes=2, run=run_id, device=device, num_threads=2)
+    for chunk, outcome in compute_chunks(chunks, manifest.find, store, num_classes=2, run=run_id, device=device, ...):
+        ...
 
-All cuts of a backbone come out of one forward. A shard is committed as soon as its chunk has been through, and a chunk
-that is begun again after a kill computes only what no shard holds. Plain PyTorch: the caller decides where it runs.
+All cuts of a backbone come out of one forward. A shard is committed when its chunk has been through, and a chunk that
+is begun again after a kill computes only what no shard holds. Between two chunks nothing stands still: images of the
+next are decoded, and shards of the last are hashed and written, while a device computes. Plain PyTorch: the caller
+decides where it runs.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
-from itertools import islice
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
 
-import numpy as np
 import torch
-from torch import nn
 
-from tlray.activations.chunks import BACKBONES_AT_ONCE, Chunk, ChunkOutcome, Draw, Wanted
-from tlray.activations.keys import ActivationKey
+from tlray.activations.chunks import Chunk, ChunkOutcome, Draw
+from tlray.activations.prefix_pass import PrefixPass
 from tlray.activations.store import ActivationStore
-from tlray.backbone import build_backbone
 from tlray.catalogue import Preprocessing
-from tlray.config import BackboneConfig
+from tlray.data.batch import Batch
+from tlray.data.batching import Group, fill_batches
+from tlray.data.cache import PROCESS_CACHE
 from tlray.data.images import Image
-from tlray.data.loader import load_draws
+from tlray.data.load import load_image
 from tlray.data.read import Read, read_original
-from tlray.data.transforms import normalise
+from tlray.data.to_device import on_device
 from tlray.errors import DataError, TlrayError, UnreachableError
-from tlray.fold import folded
-from tlray.freeze import frozen_keys, hash_tensors
-from tlray.split import find_cut, frozen_prefix
 
 BATCH_SIZE = {"cpu": 16, "cuda": 128}
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
+MOST_DECODERS = 8
+WRITERS = 4  # threads that hash and write
+CHUNKS_BEHIND = 2  # whose shards are being written, while another one is computed
+BATCHES_BEHIND = 3  # that a GPU has been asked for and has not done; more would only fill its memory
+
+Find = Callable[[Sequence[str]], Mapping[str, Image]]  # images of the manifest by content id
 
 
-def compute_chunk(
-    chunk: Chunk,
-    images: Mapping[str, Image],
-    store: ActivationStore,
-    *,
-    num_classes: int,
-    run: str,
-    device: torch.device,
-    num_threads: int,
-    read: Read = read_original,
-) -> ChunkOutcome:
-    """Compute and commit what `chunk` names; a backbone that fails does not keep the others from their shards.
+@dataclass(frozen=True)
+class PassSettings:
+    """What is the same for all chunks of a pass."""
 
-    DataError when an image is gone or has changed: that is for the whole run to know. UnreachableError when a store is
-    away: no backbone is at fault, and the chunk can be computed later.
-    """
-    outcome = ChunkOutcome()
-    chosen = [images[content_id] for content_id in chunk.content_ids]
-    for draw in chunk.draws:
-        passes = []
-        for wanted in draw.wanted:
-            keys = tuple(key for key in wanted.keys if not store.has_shard(key, chunk.content_ids))
-            try:
-                if keys:
-                    passes.append(_Pass(wanted, keys, num_classes, device))
-            except UnreachableError:
-                raise
-            except TlrayError as error:
-                outcome.failures[wanted.backbone.id] = str(error)
-        if not passes:
-            continue
-        for batch in _batches(chosen, draw, device, num_threads, read):
-            for one in passes:
-                one.forward(batch)
-        for one in passes:
-            try:
-                one.commit(store, chunk.content_ids, run)
-                outcome.num_forwards += len(chunk.content_ids)
-            except (DataError, UnreachableError):
-                raise
-            except TlrayError as error:
-                outcome.failures[one.wanted.backbone.id] = str(error)
+    num_classes: int
+    run: str
+    device: torch.device
+    num_threads: int
+    read: Read = read_original
+
+
+@dataclass
+class _State:
+    """A chunk under way."""
+
+    chunk: Chunk
+    outcome: ChunkOutcome = field(default_factory=ChunkOutcome)
+    jobs_left: int = 0
+    writes: list[tuple[PrefixPass, list[Future[bool]]]] = field(default_factory=list)
+
+
+@dataclass
+class _Job:
+    """One draw of a chunk, and the passes that miss it."""
+
+    state: _State
+    draw: Draw
+    images: list[Image]
+    passes: list[PrefixPass]
+    num_done: int = 0
+
+
+def decoders(device: torch.device) -> int:
+    """Threads that decode for a GPU which this process has to itself: more of them would wait for each other."""
+    return min(MOST_DECODERS, os.cpu_count() or 1) if device.type == "cuda" else 1
+
+
+def compute_chunk(chunk: Chunk, find: Find, store: ActivationStore, settings: PassSettings) -> ChunkOutcome:
+    """`compute_chunks` for a single one."""
+    ((_, outcome),) = compute_chunks([chunk], find, store, settings)
     return outcome
 
 
-class _Pass:
-    """One backbone's forwards over a chunk."""
+def compute_chunks(
+    chunks: Iterable[Chunk], find: Find, store: ActivationStore, settings: PassSettings
+) -> Iterator[tuple[Chunk, ChunkOutcome]]:
+    """Compute and commit what `chunks` name -> each with its outcome, in order, when its shards are written.
 
-    def __init__(self, wanted: Wanted, keys: tuple[ActivationKey, ...], num_classes: int, device: torch.device) -> None:
-        self.wanted, self.keys = wanted, keys
-        self._device = device
-        self._preprocessing = Preprocessing.from_dict(json.loads(keys[0].preprocessing))
-        cuts = tuple((key.num_frozen, key.weights_hash) for key in keys)
-        self._prefix = _load_prefix(wanted.backbone.model_dump_json(), wanted.seed, cuts, num_classes, device)
-        self._collected: list[list[list[np.ndarray]]] = [[] for _ in keys]  # by key, by batch, by value
-
-    def forward(self, images: torch.Tensor) -> None:
-        """images (B, 3, H, W) uint8 on the device."""
-        inputs = normalise(images, self._preprocessing).contiguous(memory_format=torch.channels_last)
-        reduced = self.keys[0].precision == "bfloat16"
-        autocast = torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=reduced)
-        with torch.inference_mode(), autocast:
-            cuts = self._prefix(inputs)
-        for key, values, collected in zip(self.keys, cuts, self._collected, strict=True):
-            dtype = DTYPES[key.dtype]
-            collected.append([value.to(dtype).cpu().contiguous().numpy() for value in values])
-
-    def commit(self, store: ActivationStore, content_ids: Sequence[str], run: str) -> None:
-        for key, batches in zip(self.keys, self._collected, strict=True):
-            values = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
-            batches.clear()
-            store.write_shard(key, content_ids, values, run=run)
-
-
-@lru_cache(maxsize=2 * BACKBONES_AT_ONCE)
-def _load_prefix(
-    config: str, seed: int, cuts: tuple[tuple[int, str], ...], num_classes: int, device: torch.device
-) -> nn.Module:
-    """The frozen prefix with an output for each of `cuts`, which are (frozen blocks, hash of their weights)."""
-    backbone = build_backbone(BackboneConfig.model_validate_json(config), num_classes, seed=seed)
-    for num_frozen, weights_hash in cuts:
-        names = frozen_keys(backbone, len(backbone.blocks) - num_frozen)
-        if hash_tensors(backbone.model, names) != weights_hash:
-            raise DataError(f"{backbone.id}: its weights have changed since the run was planned; start a new run")
-    prefix = frozen_prefix(backbone, [find_cut(backbone, num_frozen) for num_frozen, _ in cuts])
-    return folded(prefix).to(device)
+    A backbone that fails does not keep the others from their shards. DataError when an image is gone or has changed:
+    that is for the whole run to know. UnreachableError when a store is away: no backbone is at fault, and
+    what is missing can be computed later.
+    """
+    states: deque[_State] = deque()
+    jobs: deque[_Job] = deque()
+    with ThreadPoolExecutor(WRITERS, thread_name_prefix="tlray-shards") as writers:
+        groups = _groups(chunks, find, store, settings, states, jobs)
+        with closing(_batches(groups, settings)) as batches:
+            behind: deque[torch.cuda.Event] = deque()
+            for batch in batches:
+                (pixels,) = batch.inputs
+                job = jobs[0]
+                for one in job.passes:
+                    one.forward(pixels)
+                _limit(behind, settings.device)
+                job.num_done += len(pixels)
+                if job.num_done == len(job.images):
+                    _commit(job, store, settings.run, writers)
+                    jobs.popleft()
+                while states and _is_computed(states[0]) and sum(map(_is_computed, states)) > CHUNKS_BEHIND:
+                    yield _ended(states.popleft())
+        while states:
+            yield _ended(states.popleft())
 
 
-def _batches(
-    images: Sequence[Image], draw: Draw, device: torch.device, num_threads: int, read: Read
-) -> Iterator[torch.Tensor]:
-    """(B, 3, H, W) uint8 on the device, read ahead by threads."""
-    preprocessing = Preprocessing.from_dict(json.loads(draw.preprocessing))
-    loaded = load_draws(images, preprocessing, draw.augmentation, draw.view, num_threads=num_threads, read=read)
-    while batch := list(islice(loaded, BATCH_SIZE[device.type])):
-        yield torch.stack(batch).to(device)
+def _groups(
+    chunks: Iterable[Chunk],
+    find: Find,
+    store: ActivationStore,
+    settings: PassSettings,
+    states: deque[_State],
+    jobs: deque[_Job],
+) -> Iterator[Group]:
+    """The images of each forward, in order; notes the chunks and jobs that they belong to as it comes to them."""
+    out = torch.cuda.Stream(settings.device) if settings.device.type == "cuda" else None
+    for chunk in chunks:
+        state = _State(chunk)
+        found = find(chunk.content_ids)
+        images = [found[content_id] for content_id in chunk.content_ids]
+        listed = [
+            _Job(state, draw, images, passes)
+            for draw in chunk.draws
+            if (passes := _passes(state, draw, store, settings, out))
+        ]
+        state.jobs_left = len(listed)
+        states.append(state)
+        for job in listed:
+            jobs.append(job)
+            yield from _groups_of(job, settings)
+
+
+def _passes(
+    state: _State, draw: Draw, store: ActivationStore, settings: PassSettings, out: torch.cuda.Stream | None
+) -> list[PrefixPass]:
+    """Of the backbones that have no shard of the chunk for some key."""
+    passes, ids = [], state.chunk.content_ids
+    for wanted in draw.wanted:
+        keys = tuple(key for key in wanted.keys if not store.has_shard(key, ids))
+        try:
+            if keys:
+                passes.append(PrefixPass(wanted, keys, len(ids), settings.num_classes, settings.device, out))
+        except UnreachableError:
+            raise
+        except TlrayError as error:
+            state.outcome.failures[wanted.backbone.id] = str(error)
+    return passes
+
+
+def _groups_of(job: _Job, settings: PassSettings) -> Iterator[Group]:
+    preprocessing = Preprocessing.from_dict(json.loads(job.draw.preprocessing))
+    load = partial(load_image, preprocessing=preprocessing, cache=PROCESS_CACHE, read=settings.read)
+    if job.draw.view > 0:
+        load = partial(load, augmentation=job.draw.augmentation, seed=0, epoch=job.draw.view)
+    size = BATCH_SIZE[settings.device.type]
+    for start in range(0, len(job.images), size):
+        yield Group(job.images[start : start + size], load, preprocessing.input_size)
+
+
+def _batches(groups: Iterator[Group], settings: PassSettings) -> Generator[Batch, None, None]:
+    """On the device, decoded and copied ahead."""
+    device = settings.device
+    largest = BATCH_SIZE[device.type]
+    none = torch.empty(0, dtype=torch.int64)
+    filled = fill_batches(groups, largest=largest, num_threads=settings.num_threads, device=device)
+    with closing(filled):
+        yield from on_device((Batch((pixels,), none, none, len(pixels)) for pixels in filled), device)
+
+
+def _limit(behind: deque[torch.cuda.Event], device: torch.device) -> None:
+    if device.type != "cuda":
+        return
+    behind.append(torch.cuda.Event())
+    behind[-1].record()
+    if len(behind) > BATCHES_BEHIND:
+        behind.popleft().synchronize()
+
+
+def _commit(job: _Job, store: ActivationStore, run: str, writers: ThreadPoolExecutor) -> None:
+    ids = job.state.chunk.content_ids
+    job.state.writes += [(one, one.commit(store, ids, run, writers)) for one in job.passes]
+    job.state.jobs_left -= 1
+
+
+def _is_computed(state: _State) -> bool:
+    return state.jobs_left == 0
+
+
+def _ended(state: _State) -> tuple[Chunk, ChunkOutcome]:
+    """Waits until the chunk's shards are written."""
+    for one, futures in state.writes:
+        try:
+            for future in futures:
+                future.result()
+            state.outcome.num_forwards += len(state.chunk.content_ids)
+        except (DataError, UnreachableError):
+            raise
+        except TlrayError as error:
+            state.outcome.failures[one.wanted.backbone.id] = str(error)
+    return state.chunk, state.outcome

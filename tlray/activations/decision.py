@@ -14,6 +14,7 @@ the image alone, or there is no room for them: then those stay that save most fo
 
 import dataclasses
 import json
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tlray.activations.compute import BATCH_SIZE
 from tlray.activations.keys import ActivationKey
 from tlray.activations.location import Room, Speed
 from tlray.activations.planned import ActivationSource
@@ -32,6 +34,7 @@ from tlray.data.loader import load_draws
 from tlray.data.manifest import Manifest
 from tlray.data.read import image_reader, pixels_of
 from tlray.data.transforms import normalise
+from tlray.device import arithmetic, autocast, chosen_precision, fastest, given_device
 from tlray.fold import folded
 from tlray.freeze import blocks_by_epoch, frozen_keys, hash_tensors
 from tlray.split import SPLIT_VERSION, Cut, SplitError, find_cut, frozen_prefix
@@ -39,9 +42,6 @@ from tlray.threads import torch_threads
 
 NUM_MEASURED = 8  # images
 DECODED_BY_A_THREAD = 4
-NUM_WARM = 2
-NUM_PASSES = 5
-LONG_PASS = 1.0  # seconds of all of them; one that takes this long is enough
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def _keys(config: RunConfig, backbone: Backbone, demand: _Demand, trial: TrialCo
             augmentation=demand.augmentation if view > 0 else "none",
             view=view,
             dtype=config.activations.dtype,
-            precision=config.activations.precision,
+            precision=chosen_precision(config.activations.precision, given_device(config.sweep.gpus_per_worker)),
             split_version=SPLIT_VERSION,
             pixels=pixels_of(config.data),
         )
@@ -258,25 +258,16 @@ def _measure_decode(
 
 
 def _measure_prefix(backbone: Backbone, cut: Cut, images: list[torch.Tensor], config: RunConfig) -> float:
-    """Seconds for one image through the frozen prefix, on the device that the activation pass would use here."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Seconds for one image through the frozen prefix, on the device that the activation pass would use here.
+
+    Warm, and in a batch of the pass's own size on a GPU, of which eight images would use a small part.
+    """
+    device = given_device(config.sweep.gpus_per_worker)
     prefix = folded(frozen_prefix(backbone, [cut])).to(device)
-    batch = normalise(torch.stack(images).to(device), backbone.preprocessing)
-    batch = batch.contiguous(memory_format=torch.channels_last)
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.activations.precision == "bfloat16")
-    passes: list[float] = []
-    with torch.inference_mode(), autocast:
-        prefix(batch[:NUM_WARM])
-        # The first of a batch's shape prepares its kernels, and any may wait for others' work: short ones show that.
-        while sum(passes) < LONG_PASS and len(passes) < NUM_PASSES:
-            _wait(device)
-            started = time.perf_counter()
-            prefix(batch)
-            _wait(device)
-            passes.append(time.perf_counter() - started)
-    return min(passes) / len(images)
-
-
-def _wait(device: torch.device) -> None:
+    pixels = torch.stack(images).to(device)
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        pixels = pixels.repeat(math.ceil(BATCH_SIZE["cuda"] / len(images)), 1, 1, 1)[: BATCH_SIZE["cuda"]]
+    batch = normalise(pixels, backbone.preprocessing).contiguous(memory_format=torch.channels_last)
+    precision = chosen_precision(config.activations.precision, device)
+    with torch.inference_mode(), arithmetic(device, precision), autocast(device, precision):
+        return fastest(lambda: prefix(batch), device) / len(batch)

@@ -27,7 +27,7 @@ class ActivationKey:
     augmentation: str  # "none" for view 0
     view: int  # which augmented draw; 0 is the evaluation transform
     dtype: Literal["float16", "float32"]  # as stored
-    precision: Literal["float32", "bfloat16"]  # as computed
+    precision: Literal["float32", "bfloat16", "float16"]  # as computed
     split_version: int  # of the code that computes the prefix
     pixels: str  # JSON: how a file becomes pixels before the preprocessing
 

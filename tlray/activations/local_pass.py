@@ -9,7 +9,7 @@ import torch
 
 from tlray.activations.charges import shard_mark, write_charges
 from tlray.activations.chunks import list_chunks
-from tlray.activations.compute import compute_chunk
+from tlray.activations.compute import PassSettings, compute_chunks, decoders
 from tlray.activations.errors import ActivationError
 from tlray.activations.location import open_store
 from tlray.activations.planned import ActivationSource
@@ -33,19 +33,15 @@ def compute_here(
     store = open_store(config)
     images_per_shard = config.activations.images_per_shard
     chunks = list_chunks(sources, manifest, store, images_per_shard=images_per_shard, num_workers=1)
-    read = image_reader(config.data)
+    settings = PassSettings(
+        num_classes=len(manifest.classes),
+        run=shard_mark(run_uri),
+        device=device,
+        num_threads=max(config.data.num_threads, decoders(device)),
+        read=image_reader(config.data),
+    )
     total, done = sum(chunk.num_forwards for chunk in chunks), 0
-    for chunk in chunks:
-        outcome = compute_chunk(
-            chunk,
-            manifest.find(chunk.content_ids),
-            store,
-            num_classes=len(manifest.classes),
-            run=shard_mark(run_uri),
-            device=device,
-            num_threads=config.data.num_threads,
-            read=read,
-        )
+    for chunk, outcome in compute_chunks(chunks, manifest.find, store, settings):
         if outcome.failures:
             raise ActivationError("; ".join(outcome.failures.values()))
         done += chunk.num_forwards

@@ -56,16 +56,22 @@ class ActivationReader:
     def __len__(self) -> int:
         return len(self._row_of)
 
-    def read(self, positions: np.ndarray) -> "tuple[torch.Tensor, ...]":
+    def read(self, positions: np.ndarray, device: "torch.device | None" = None) -> "tuple[torch.Tensor, ...]":
         """A copy of each value (B, ...) in the stored dtype; positions (B,) int index the content ids.
+
+        In memory of the host, pinned where it is to go to a GPU, the `device`.
 
         DamagedShardError when a shard is no longer what was written; it is then missing in the store.
         """
         import torch
 
+        from tlray.data.to_device import host_tensor
+
         assert not self._closed, "this reader is closed"
         positions = np.asarray(positions)
-        batch = [np.empty((len(positions), *shape), self._dtype) for shape in self.shapes]
+        dtype, where = getattr(torch, self.dtype or "float32"), device or torch.device("cpu")
+        tensors = tuple(host_tensor((len(positions), *shape), dtype, where) for shape in self.shapes)
+        batch = [tensor.numpy() for tensor in tensors]
         shard_of, row_of = self._shard_of[positions], self._row_of[positions]
         if len(positions) and (shard_of == shard_of[0]).all():
             mapped = self._map(int(shard_of[0]))
@@ -74,7 +80,7 @@ class ActivationReader:
             MAPS.touch(self._paths[shard_of[0]], len(positions), self._row_bytes)
         else:
             self._gather(shard_of, row_of, batch)
-        return tuple(map(torch.from_numpy, batch))
+        return tensors
 
     def close(self) -> None:
         """Let go of the maps; the reader cannot be used any more."""

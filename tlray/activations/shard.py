@@ -32,16 +32,23 @@ class ShardMismatch(Exception):
 
 def serialise(values: Sequence[np.ndarray]) -> bytes:
     """values, each (N, ...) float16 or float32, as a safetensors file with the tensors "0", "1", …: one copy."""
-    header, offset = {}, 0
-    for number, value in enumerate(values):
-        end = offset + value.nbytes
-        name = SAFETENSORS_NAMES[value.dtype.name]
-        header[str(number)] = {"dtype": name, "shape": list(value.shape), "data_offsets": [offset, end]}
+    header, _ = header_of(values[0].dtype.name, [value.shape for value in values])
+    little = [np.ascontiguousarray(value, value.dtype.newbyteorder("<")) for value in values]
+    return b"".join([header, *(value.data.cast("B") for value in little)])
+
+
+def header_of(dtype: str, shapes: Sequence[tuple[int, ...]]) -> tuple[bytes, list[int]]:
+    """What stands in front of values of these shapes, with the batch, and where each of them ends behind it."""
+    header, offset, ends = {}, 0, []
+    itemsize, name = np.dtype(dtype).itemsize, SAFETENSORS_NAMES[dtype]
+    for number, shape in enumerate(shapes):
+        end = offset + math.prod(shape) * itemsize
+        header[str(number)] = {"dtype": name, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
+        ends.append(end)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the format wants the tensors aligned
-    little = [np.ascontiguousarray(value, value.dtype.newbyteorder("<")) for value in values]
-    return b"".join([len(text).to_bytes(8, "little"), text, *(value.data.cast("B") for value in little)])
+    return len(text).to_bytes(8, "little") + text, ends
 
 
 class ShardMap:

@@ -114,12 +114,24 @@ class ActivationStore:
         values: one array (N, ...) for each value at the cut, of the key's dtype and finite, or ActivationError.
         """
         _check(key, content_ids, values)
+        shapes = [value.shape[1:] for value in values]
+        return self.write_image(key, content_ids, memoryview(serialise(values)), shapes, run=run)
+
+    def write_image(
+        self,
+        key: ActivationKey,
+        content_ids: Sequence[str],
+        data: memoryview,
+        shapes: Sequence[tuple[int, ...]],
+        *,
+        run: str,
+    ) -> bool:
+        """`write_shard` for a file that is made already, of activations that are known to be finite."""
         folder, name = self._folder(key), shard_id(content_ids)
         if storage.exists(folder.entry(entry_name(name))):
             return False
         if storage.create_exclusive(folder.spec, json.dumps(key.spec(), indent=1).encode()):
             self.touch(key)
-        data = serialise(values)
         shard = Shard(
             id=name,
             file=f"{name}-{secrets.token_hex(8)}.safetensors",
@@ -127,7 +139,7 @@ class ActivationStore:
             bytes=len(data),
             rows=len(content_ids),
             dtype=key.dtype,
-            shapes=tuple(value.shape[1:] for value in values),
+            shapes=tuple(tuple(shape) for shape in shapes),
             run=run,
         )
         storage.write_bytes(folder.data(shard.file), data)
@@ -213,10 +225,17 @@ def _check(key: ActivationKey, content_ids: Sequence[str], values: Sequence[np.n
         assert len(value) == len(content_ids), f"{len(value)} rows for {len(content_ids)} images"
         step = max(1, CHECKED_AT_ONCE // (value.size // len(value)))  # the memory that the check takes is bounded
         if not all(np.isfinite(value[at : at + step]).all() for at in range(0, len(value), step)):
-            raise ActivationError(f"{key.backbone} at {key.num_frozen} frozen blocks: {_remedy(key)}")
+            raise not_finite(key)
+
+
+def not_finite(key: ActivationKey) -> ActivationError:
+    """Of activations that are not numbers as they are stored."""
+    return ActivationError(f"{key.backbone} at {key.num_frozen} frozen blocks: {_remedy(key)}")
 
 
 def _remedy(key: ActivationKey) -> str:
+    if key.precision != "float32":
+        return f"some activations computed in {key.precision} are not numbers; set activations.precision=float32"
     if key.dtype == "float16":
         return "some activations do not fit float16; set activations.dtype=float32"
     return "some activations are infinite or not a number; set activations.materialise=never, or leave the backbone out"

@@ -18,6 +18,7 @@ class StepSeconds:
 
     train: float
     evaluate: float
+    busy: float = 0.0  # share of a training step for which a GPU computes; 0: not known
 
 
 @dataclass(frozen=True)

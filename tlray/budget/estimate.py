@@ -101,12 +101,13 @@ def sweep_stages(
     grouped = [cost for cost in costs if cost.group is not None]
     alone = [cost.on(machines) for cost in costs if cost.group is None]
     stages = []
+    begun = machines.device_seconds  # by the first that uses it: the processes of both stages are the same
     if (frozen := frozen_seconds(_read_by(costs, sources), machines)) > 0:
-        stages.append(Stage(name="frozen work", seconds=frozen))
+        stages.append(Stage(name="frozen work", seconds=begun + frozen))
+        begun = 0.0
     if grouped:
-        stages.append(
-            Stage(name="linear probes", seconds=makespan(list(group_seconds(grouped).values()), machines.pass_tasks))
-        )
+        seconds = makespan(list(group_seconds(grouped).values()), machines.pass_tasks)
+        stages.append(Stage(name="linear probes", seconds=begun + seconds))
     if alone:
         seconds = start_seconds(machines) + makespan(alone, machines.concurrent_trials)
         stages.append(Stage(name="trials", seconds=seconds))
@@ -116,7 +117,7 @@ def sweep_stages(
 def start_seconds(machines: Machines) -> float:
     """Until the first trials under Ray Tune make their first step."""
     together = STARTED_TOGETHER if machines.concurrent_trials > 1 else 1.0
-    return TUNE_SECONDS + together * machines.process_seconds
+    return TUNE_SECONDS + together * machines.start_seconds
 
 
 def conclusion_seconds(export: ExportConfig, process_seconds: float) -> float:

@@ -1,12 +1,13 @@
 """What works on a run, as far as its duration depends on it. No torch here."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
 USUAL_PROCESS = 10.0  # seconds until a process has imported torch, where nobody looked at the clock
 CPUS_FOR_A_GPU = 16.0  # of a task beside the trials; decoding is what a GPU waits for
 CPUS_WITHOUT_A_GPU = 4.0
+MOST_ON_A_GPU = 8  # trials; more only share its arithmetic
 
 
 class Machines(BaseModel):
@@ -20,6 +21,21 @@ class Machines(BaseModel):
     pass_threads: int = 1  # of each, which decode, and compute where there is no GPU
     on_gpus: bool = False  # each pass task has one, and decodes while it computes
     idle_cores: bool = False  # beside each worker of a trial there is a core for the threads that read its images
+    gpus: float = 0.0  # that trials have, all together
+    most_trials: int = 1  # at once, however little of a GPU each of them takes
+    device_seconds: float = 0.0  # of a new process, for CUDA and its libraries before the first step
+
+    def sharing(self, shares: Sequence[float]) -> "Machines":
+        """Where each trial takes its share of a GPU."""
+        if not self.on_gpus or not shares:
+            return self
+        at_once = int(self.gpus * len(shares) / sum(shares))
+        return self.model_copy(update={"concurrent_trials": max(1, min(self.most_trials, at_once))})
+
+    @property
+    def start_seconds(self) -> float:
+        """Until a new process makes its first step."""
+        return self.process_seconds + self.device_seconds
 
 
 def cpus_of_a_pass_task(nodes: Iterable[tuple[float, float]], *, on_gpus: bool) -> float:

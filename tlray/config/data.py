@@ -91,7 +91,9 @@ class ActivationsConfig(Section):
     )
     cache_max_gb: Number | None = Field(None, gt=0, le=MOST_GB, description="size of the copies on each node")
     dtype: Literal["float16", "float32"] = Field("float16", description="how activations are stored")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="how frozen blocks compute")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="how frozen blocks compute; auto: as training.precision chooses"
+    )
     materialise: Literal["auto", "always", "never"] = Field("auto", description="auto: where the plan finds it cheaper")
     fuse_probes: Flag = Field(True, description="linear probes of one backbone train together, as one batched head")
     images_per_shard: Whole = Field(512, ge=1, le=10**6, description="computed and kept together; what a kill can cost")

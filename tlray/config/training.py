@@ -59,7 +59,14 @@ class Recipe(Section):
         "augmented ones; epoch e trains on draw e mod views. 0 augments anew, and recomputes, in every epoch",
     )
     freeze_bn: Flag = Field(True, description="BatchNorm of frozen blocks: evaluation mode, statistics untouched")
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="of forward and backward; auto: bfloat16 on GPUs that have it, float16 on those that only have "
+        "that, float32 on CPUs. Weights, optimizer, loss and metrics are float32 in any case",
+    )
+    deterministic: Flag = Field(
+        False, description="the same bits in every run on the same kind of GPU, for a part of its speed"
+    )
     checkpoint_steps: Whole = Field(1000, ge=1, le=10**9, description="batches between checkpoints inside a long epoch")
 
 

@@ -26,6 +26,30 @@ class TrainBatches(Protocol):
 
 
 @dataclass(frozen=True)
+class HeldEpoch:
+    """An epoch whose rows all lie on the device: batch after batch, of `sizes`, takes the next of `order`."""
+
+    values: tuple[torch.Tensor, ...]  # each (N, ...), of all draws; four-dimensional ones (N, H, W, C), see `at`
+    labels: torch.Tensor  # (N,) int64
+    order: torch.Tensor  # (num_train,) int64, rows of them
+    sizes: tuple[int, ...]
+
+    def at(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Some rows as a batch's inputs, images channels last."""
+        return tuple(rows_of(value, rows) for value in self.values)
+
+
+def rows_of(value: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """(N, ...) -> (B, ...); (N, H, W, C), as images are held, -> (B, C, H, W), channels last as convolutions want."""
+    chosen = value.index_select(0, rows)
+    return chosen.permute(0, 3, 1, 2) if chosen.ndim == 4 else chosen
+
+
+def _not_held(epoch: int) -> HeldEpoch | None:
+    return None
+
+
+@dataclass(frozen=True)
 class Streams:
     """The three splits as batches. Closing an iterator early ends its threads."""
 
@@ -37,3 +61,4 @@ class Streams:
     num_train: int  # images, over all workers
     num_val: int
     num_test: int
+    held: Callable[[int], HeldEpoch | None] = _not_held  # an epoch of `train` where the device holds it, else None

@@ -26,6 +26,7 @@ from tlray.data.manifest import Manifest
 from tlray.data.order import Windows, evaluation_steps, train_steps
 from tlray.data.parallel import ordered_map
 from tlray.data.read import Read, read_original
+from tlray.device import CPU
 
 MIB = 2**20
 GB = 10**9
@@ -45,8 +46,11 @@ def make_streams(
     read: Read = read_original,
     kept_pixels: KeptPixels | None = None,
     windows: Windows | None = None,
+    device: torch.device = CPU,
 ) -> Streams:
-    """Streams of one worker. `batch_size` counts images over all workers; evaluation batches are of one worker.
+    """Streams of one worker, whose batches go to `device`.
+
+    `batch_size` counts images over all workers; evaluation batches are of one worker.
 
     An epoch is a permutation of the images in ceil(num_train / batch_size) batches as equal as they can be, so that
     each image counts once and no batch is tiny. The cache belongs to the process: the last caller sets its size.
@@ -56,7 +60,7 @@ def make_streams(
     PROCESS_CACHE.resize(memory_cache_mb * MIB)
     splits: dict[Split, Images] = {name: manifest.split(name) for name in ("train", "val", "test")}
     load = partial(load_image, preprocessing=preprocessing, cache=PROCESS_CACHE, read=read)
-    batches = partial(load_batches, input_size=preprocessing.input_size, num_threads=num_threads)
+    batches = partial(load_batches, input_size=preprocessing.input_size, num_threads=num_threads, device=device)
     share = slice(rank, None, world_size)
     alike: list[Split] = ["train", "val"] if augmentation == "none" and world_size == 1 else ["val"]
     num_alike = sum(len(splits[name][share]) for name in alike)

@@ -13,6 +13,7 @@ channels last too: copied into a batch that does, it costs 0.007 ms, into one th
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from torchvision.transforms.v2 import InterpolationMode
@@ -72,9 +73,15 @@ def needed_size(image_size: tuple[int, int], p: Preprocessing, augmentation: str
 
 def normalise(images: torch.Tensor, p: Preprocessing) -> torch.Tensor:
     """(B, 3, H, W) uint8 -> float32 of the range that the backbone was trained on, on the same device."""
-    mean = torch.tensor(p.mean, device=images.device).view(3, 1, 1)
-    std = torch.tensor(p.std, device=images.device).view(3, 1, 1)
+    mean, std = _constants(p, images.device)
     return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+@lru_cache(maxsize=64)
+def _constants(p: Preprocessing, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation (3, 1, 1) on the device: made anew for each batch, a GPU would wait for the host."""
+    with torch.inference_mode(False):  # an inference tensor is of no use where gradients are wanted
+        return torch.tensor(p.mean, device=device).view(3, 1, 1), torch.tensor(p.std, device=device).view(3, 1, 1)
 
 
 def _resize(image: torch.Tensor, p: Preprocessing, wanted: tuple[int, int]) -> torch.Tensor:

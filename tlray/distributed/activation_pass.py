@@ -25,8 +25,9 @@ from tlray.distributed.tasks import chunk_task
 from tlray.errors import TlrayError, TrialError
 from tlray.prepare import Run
 
-TURNS = 3  # of a chunk, each with all the patience there is, before the run ends and is to be resumed
-AHEAD = 2  # chunks queued for each that is computed, so that an autoscaler sees what is wanted
+TURNS = 3  # of a task's chunks, each with all the patience there is, before the run ends and is to be resumed
+AHEAD = 2  # tasks queued for each that computes, so that an autoscaler sees what is wanted
+CHUNKS_ON_A_GPU = 16
 
 
 def compute_activations(
@@ -82,25 +83,37 @@ def _computed(run: Run, chunks: list[Chunk], resources: TaskResources) -> Iterat
     task = chunk_task.options(**resources.options, max_retries=run.config.sweep.max_failures)
     remaining = deque(chunks)
     turns: Counter[int] = Counter()  # that a chunk has had, by its identity
-    running: dict[ray.ObjectRef, Chunk] = {}
+    running: dict[ray.ObjectRef, list[Chunk]] = {}
+    in_a_task = _chunks_in_a_task(len(chunks), resources)
     while True:
         while len(running) < AHEAD * resources.concurrent and remaining:
-            chunk = remaining.popleft()
-            turns[id(chunk)] += 1
-            running[task.remote(run.uri, chunk, resources.threads)] = chunk
+            some = [remaining.popleft() for _ in range(min(in_a_task, len(remaining)))]
+            turns.update(map(id, some))
+            running[task.remote(run.uri, some, resources.threads)] = some
         if not running:
             return
         (done,), _ = ray.wait(list(running))
-        chunk = running.pop(done)
+        some = running.pop(done)
         try:
-            yield answer(done, "the activation pass", f"`tlray resume {run.uri}` goes on"), chunk
+            outcomes = answer(done, "the activation pass", f"`tlray resume {run.uri}` goes on")
+            yield from zip(outcomes, some, strict=True)
         except TlrayError as error:
-            if may_pass(error) and turns[id(chunk)] < TURNS:
-                remaining.append(chunk)
+            if may_pass(error) and max(turns[id(chunk)] for chunk in some) < TURNS:
+                remaining.extend(some)
                 continue
             for other in running:
                 ray.cancel(other, force=True)
             raise
+
+
+def _chunks_in_a_task(num_chunks: int, resources: TaskResources) -> int:
+    """On a GPU several, which it computes without a pause in between; every GPU gets some.
+
+    A kill costs one in any case, as what the others came to is committed.
+    """
+    if resources.gpus == 0:
+        return 1
+    return max(1, min(CHUNKS_ON_A_GPU, num_chunks // (AHEAD * resources.concurrent)))
 
 
 def _keys(sources: tuple[ActivationSource, ...]) -> dict[str, ActivationKey]:

@@ -53,7 +53,9 @@ def _planned(config: RunConfig, task: Any, *arguments: Any) -> Any:
 
 
 def _place(config: RunConfig) -> dict[str, Any]:
-    """Beside the driver where its node could hold a trial, without reserving anything; else where a trial could run.
+    """Beside the driver where its node could hold a trial, without reserving a CPU; else where a trial could run.
+
+    With the GPU of a trial in both cases: the plan measures on it, and what Ray has not given is somebody else's.
 
     The first is a laptop or a head that works too: the process then goes on to the activation pass, with torch
     imported and the machine's caches warm. The second is a head without CPUs, or a trial that wants a GPU elsewhere.
@@ -63,7 +65,11 @@ def _place(config: RunConfig) -> dict[str, Any]:
     own = ray.get_runtime_context().get_node_id()
     here = next(node for node in cluster.nodes if node.node_id == own)
     if how_many(here.resources, resources.worker()):
-        return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(own, soft=False)}
+        return {
+            "num_cpus": 0,
+            "num_gpus": resources.gpus,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(own, soft=False),
+        }
     return {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "resources": dict(resources.custom)}
 
 

@@ -22,6 +22,7 @@ from tlray.distributed.cluster import cluster_summary, connect
 from tlray.distributed.errors import answer
 from tlray.distributed.ready import check_seen
 from tlray.distributed.resources import TaskResources, model_tasks
+from tlray.distributed.tasks import take_given_gpu
 from tlray.errors import TlrayError
 from tlray.prediction.outlook import open_output, outstanding
 from tlray.prediction.output import ModelFacts, PredictionOutput, PredictionSpec, PredictionSummary
@@ -83,11 +84,11 @@ def find_model_task(model_ref: str) -> Any:
 def predict_task(model: ModelFacts, files: pa.Table, location: str, num_threads: int) -> None:
     """Classifies the images of one part and writes it."""
     storage.be_patient()
-    import torch
-
+    from tlray.device import given_device
     from tlray.prediction.classify import open_classifier
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    take_given_gpu()
+    device = given_device().type
     storage.write_bytes(location, open_classifier(model, device).classify(files, num_threads))
 
 

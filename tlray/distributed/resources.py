@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tlray.budget.machines import Machines, cpus_of_a_pass_task
+from tlray.budget.machines import MOST_ON_A_GPU, Machines, cpus_of_a_pass_task
 from tlray.config import RunConfig, SweepConfig
 from tlray.distributed.cluster import ClusterSummary, Resources, describe, how_many
 from tlray.errors import ClusterError
@@ -124,8 +124,17 @@ def machines_of(config: RunConfig, cluster: ClusterSummary) -> Machines:
         pass_tasks=tasks.concurrent,
         pass_threads=tasks.threads,
         on_gpus=tasks.gpus > 0,
+        gpus=cluster.most("GPU"),
+        most_trials=_most_trials(config, trials, cluster),
         idle_cores=cluster.most("CPU") >= 2 * trials.concurrent * trials.num_workers * trials.cpus,
     )
+
+
+def _most_trials(config: RunConfig, trials: TrialResources, cluster: ClusterSummary) -> int:
+    """At once, where each takes the smallest share of a GPU that there is."""
+    room = _room(replace(trials, gpus=min(trials.gpus, 1 / MOST_ON_A_GPU)), cluster)
+    limit = config.sweep.max_concurrent_trials
+    return max(1, room if limit is None else min(room, limit))
 
 
 def worker_resources(sweep: SweepConfig, cluster: ClusterSummary) -> dict[str, float]:

@@ -13,6 +13,7 @@ from tlray.data.images import Image
 from tlray.distributed.cluster import cluster_summary, connect
 from tlray.distributed.errors import answer
 from tlray.distributed.resources import model_tasks
+from tlray.distributed.tasks import take_given_gpu
 
 LEAST_OF_A_TASK = 256  # images; fewer do not repay loading the model
 
@@ -36,12 +37,13 @@ def classify_task(data: DataConfig, export: str, images: Sequence[Image], num_th
     import torch
 
     from tlray.data.read import image_reader
+    from tlray.device import given_device
     from tlray.errors import DataError
     from tlray.export import load
 
     torch.set_num_threads(num_threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load(export, device=device, num_threads=max(num_threads, data.num_threads))
+    take_given_gpu()
+    model = load(export, device=given_device().type, num_threads=max(num_threads, data.num_threads))
     read = image_reader(data)
     predictions = list(model.stream(bytes(read(image)) for image in images))
     for image, prediction in zip(images, predictions, strict=True):

@@ -9,7 +9,7 @@ import os
 import queue
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
@@ -34,7 +34,6 @@ def plan_task(
 ) -> Any:
     """The PlannedRun of a configuration."""
     machines = _timed(machines)
-    check_gpu()
     from tlray.planning import plan_run
 
     return plan_run(config, machines, manifest, ranking)
@@ -44,7 +43,6 @@ def plan_task(
 def plan_ranking_task(config: RunConfig, machines: Machines) -> Any:
     """The PlannedRun of a ranking's features, and the Manifest of all images."""
     machines = _timed(machines)
-    check_gpu()
     from tlray.planning import plan_ranking
 
     return plan_ranking(config, machines)
@@ -53,6 +51,7 @@ def plan_ranking_task(config: RunConfig, machines: Machines) -> Any:
 @ray.remote
 def select_task(config: RunConfig) -> RunConfig:
     """The configuration with the backbones that its query finds."""
+    take_given_gpu()
     from tlray.catalogue.select import select_backbones
 
     return select_backbones(config)
@@ -67,6 +66,7 @@ def score_task(run_uri: str, position: int, num_threads: int) -> Any:
     from tlray.ranking.backbone import rank_backbone
 
     torch.set_num_threads(num_threads)
+    take_given_gpu()
     return rank_backbone(_load_run(run_uri), position)
 
 
@@ -88,33 +88,34 @@ def prepare_task(data: DataConfig, entries: list[Entry], num_threads: int) -> in
 
 
 @ray.remote
-def chunk_task(run_uri: str, chunk: Chunk, num_threads: int) -> Any:
-    """Computes and commits one chunk of activations -> ChunkOutcome."""
+def chunk_task(run_uri: str, chunks: Sequence[Chunk], num_threads: int) -> Any:
+    """Computes and commits some chunks of activations, one behind the other -> a ChunkOutcome for each."""
     storage.be_patient()
     import torch
 
-    from tlray.activations.compute import compute_chunk
+    from tlray.activations.compute import PassSettings, compute_chunks
     from tlray.activations.location import open_store
     from tlray.data.cache import PROCESS_CACHE
     from tlray.data.read import image_reader
+    from tlray.device import given_device
 
-    torch.set_num_threads(num_threads)
-    check_gpu()
+    take_given_gpu()
+    torch.set_num_threads(1 if given_device().type == "cuda" else num_threads)  # there the cores are for decoding
     run = _load_run(run_uri)
     # An image belongs to one chunk: it is decoded once for all of the chunk's draws, and never wanted again.
-    PROCESS_CACHE.resize(run.config.data.memory_cache_mb * 2**20 if len(chunk.draws) > 1 else 0)
-    outcome = compute_chunk(
-        chunk,
-        run.manifest.find(chunk.content_ids),
-        open_store(run.config),
+    several = any(len(chunk.draws) > 1 for chunk in chunks)
+    PROCESS_CACHE.resize(run.config.data.memory_cache_mb * 2**20 if several else 0)
+    settings = PassSettings(
         num_classes=len(run.manifest.classes),
         run=shard_mark(run_uri),
-        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        device=given_device(),
         num_threads=max(num_threads, run.config.data.num_threads),
         read=image_reader(run.config.data),
     )
+    computed = compute_chunks(chunks, run.manifest.find, open_store(run.config), settings)
+    outcomes = [outcome for _, outcome in computed]
     PROCESS_CACHE.resize(0)
-    return outcome
+    return outcomes
 
 
 @ray.remote(num_returns="streaming")
@@ -129,7 +130,7 @@ def probe_group_task(run_uri: str, trial_ids: list[str], num_threads: int) -> It
     from tlray.training.worker import local_worker
 
     torch.set_num_threads(num_threads)
-    check_gpu()
+    take_given_gpu()
     trials = [load_trial(run_uri, trial_id) for trial_id in trial_ids]
     reports: queue.SimpleQueue[Any] = queue.SimpleQueue()
     with ThreadPoolExecutor(1) as pool:
@@ -165,7 +166,7 @@ def conclude_task(run_uri: str, trial_id: str, num_threads: int) -> Any:
     from tlray.training.worker import local_worker
 
     torch.set_num_threads(num_threads)
-    check_gpu()
+    take_given_gpu()
     return conclude_stopped_trial(load_trial(run_uri, trial_id), run_uri, local_worker(), run_images(run_uri))
 
 
@@ -174,11 +175,18 @@ def load_trial(run_uri: str, trial_id: str) -> TrialConfig:
     return prepare.load_trial(run_uri, trial_id)
 
 
-def check_gpu() -> None:
-    """TrialError where Ray has reserved a GPU that torch does not see: the work would go on, on the CPU, for days."""
+def take_given_gpu() -> None:
+    """This process keeps to the GPU that Ray has reserved for its task, and to the CPU where it reserved none.
+
+    TrialError where torch does not see the GPU: the work would go on, on the CPU, for days.
+    """
     import torch
 
-    if ray.get_gpu_ids() and not torch.cuda.is_available():
+    from tlray.device import withhold_gpus
+
+    given = bool(ray.get_gpu_ids())
+    withhold_gpus(not given)
+    if given and not torch.cuda.is_available():
         raise TrialError(
             f"node {_here()} has given this process GPU {ray.get_gpu_ids()[0]}, and torch {torch.__version__} sees "
             "none: install a torch for its driver's CUDA there, or set sweep.gpus_per_worker=0"
@@ -205,9 +213,12 @@ def _load_run(run_uri: str) -> Run:
 
 
 def _timed(machines: Machines) -> Machines:
-    """With what importing takes this process: it will take those of the trials as long."""
+    """With what importing, and CUDA's start, takes this process: it will take those of the trials as long."""
     is_fresh, started = "torch" not in sys.modules, time.perf_counter()
     importlib.import_module("tlray.speed.steps")
-    if not is_fresh:
-        return machines
-    return machines.model_copy(update={"process_seconds": time.perf_counter() - started})
+    process_seconds = time.perf_counter() - started
+    from tlray.device import given_device, start_seconds
+
+    take_given_gpu()
+    machines = machines.model_copy(update={"device_seconds": start_seconds(given_device())})
+    return machines.model_copy(update={"process_seconds": process_seconds}) if is_fresh else machines

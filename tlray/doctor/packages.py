@@ -52,7 +52,10 @@ class Needs:
 
 
 def read_needs() -> Needs:
-    """From pyproject.toml in a checkout (a Ray job runs in one, not installed), else from the installed package."""
+    """From pyproject.toml in a checkout (a Ray job runs in one, not installed), else from the installed package.
+
+    Without either nothing is known of them: no package, and any Python.
+    """
     project_file = Path(tlray.__file__).parent.parent / "pyproject.toml"
     if project_file.is_file():
         project = tomllib.loads(project_file.read_text())["project"]
@@ -60,7 +63,10 @@ def read_needs() -> Needs:
             python=SpecifierSet(project["requires-python"]),
             packages=tuple(Requirement(line) for line in project["dependencies"]),
         )
-    declared = metadata.metadata("tlray")
+    try:
+        declared = metadata.metadata("tlray")
+    except metadata.PackageNotFoundError:  # the folder tlray alone, copied to where it runs
+        return Needs(python=SpecifierSet(), packages=())
     packages = (Requirement(line) for line in declared.get_all("Requires-Dist") or [])
     return Needs(
         python=SpecifierSet(declared["Requires-Python"]),
@@ -78,6 +84,9 @@ def check_python(needs: Needs, version: str | None = None) -> Check:
 
 def check_packages(needs: Needs) -> Check:
     """Every requirement against what is installed."""
+    if not needs.packages:
+        detail = "not compared: tlray is not installed, and no pyproject.toml lies beside its folder"
+        return Check("packages", "warning", detail, "install tlray, or run it in a whole checkout")
     wrong: list[str] = []
     right: list[str] = []
     for package in needs.packages:

@@ -20,7 +20,7 @@ FIELD = "sha256"
 LENGTH = 64  # hexadecimal digits
 
 
-def checksum_of(data: bytes) -> str:
+def checksum_of(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
@@ -58,7 +58,7 @@ def parse_document(data: bytes, uri: str, remedy: str) -> dict[str, Any]:
         raise DamagedError.of(uri, remedy) from None
 
 
-def write_checked(uri: str, data: bytes) -> str:
+def write_checked(uri: str, data: bytes | memoryview) -> str:
     """Write a file -> its checksum, for the document that names it."""
     storage.write_bytes(uri, data)
     return checksum_of(data)

@@ -18,35 +18,46 @@ from torch import nn
 from tlray.backbone import Backbone
 from tlray.budget.costs import ReadSeconds, StepSeconds
 from tlray.budget.machines import Machines, cpus_of_a_pass_task
-from tlray.config import DataConfig, RunConfig, TrialConfig
+from tlray.config import DataConfig, Recipe, RunConfig, TrialConfig
 from tlray.data.loader import load_draws
 from tlray.data.manifest import Manifest
 from tlray.data.read import image_reader
+from tlray.device import arithmetic, fastest, given_device, num_gpus, start_seconds, wait
 from tlray.freeze import freeze, parameter_groups, train_mode
 from tlray.home_cache import remembered
-from tlray.latency import device_name
+from tlray.latency import device_name, processor_name
 from tlray.split import find_cut, frozen_prefix, trainable_suffix
 from tlray.threads import torch_threads
-from tlray.training.loop import place
+from tlray.training.inputs import place
+from tlray.training.loop import with_precision
 from tlray.training.optim import make_optimizer, set_rate
 from tlray.training.step import eval_step, train_step
 from tlray.training.worker import Worker, local_worker
 
-LARGEST_BATCH = 8  # images; larger ones cost about as much an image
+LARGEST_BATCH = 8  # images on a CPU; larger ones cost about as much an image there, and on a GPU far less
 NUM_READ = 8  # images
-NUM_STEPS = 3  # of which the fastest counts: other work on the machine only ever adds
-LONG_STEP = 0.3  # seconds; one of a step that takes longer is enough
+GPU_CLOCK = 2e9  # cycles a second at most, of the sleep that a step is asked for in
+STEPS_IN_A_ROW = {"cpu": 1, "cuda": 5}  # a GPU is given the next step while it computes
 
 
 def measure_steps(
-    backbone: Backbone, trial: TrialConfig, trainable_blocks: int, *, on_activations: bool, num_threads: int
+    backbone: Backbone,
+    trial: TrialConfig,
+    trainable_blocks: int,
+    *,
+    on_activations: bool,
+    num_threads: int,
+    gpus_per_worker: float | str | None = None,
 ) -> StepSeconds:
     """What an image costs while the last `trainable_blocks` train, on images or on what the others computed of them."""
-    worker = local_worker()
-    what = _what(backbone, trial, trainable_blocks, on_activations, num_threads)
+    worker = local_worker(gpus_per_worker)
+    recipe = with_precision(trial.recipe, worker.device)
+    trial = trial.model_copy(update={"recipe": recipe})
+    what = _what(backbone, trial, trainable_blocks, on_activations, num_threads, worker.device)
 
     def measure() -> dict[str, float]:
-        with torch_threads(num_threads):
+        deterministic = recipe.deterministic
+        with torch_threads(num_threads), arithmetic(worker.device, recipe.precision, deterministic=deterministic):
             return asdict(_measure(backbone, trial, trainable_blocks, on_activations, worker))
 
     return StepSeconds(**remembered("steps", what, measure))
@@ -70,20 +81,24 @@ def measure_read(manifest: Manifest, backbone: Backbone, data: DataConfig, augme
 def this_machine(config: RunConfig) -> Machines:
     """What works on a run where no cluster has been asked: this machine's CPUs, or its GPUs."""
     sweep = config.sweep
-    cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+    cpus, gpus = os.cpu_count() or 1, num_gpus()
     each_gpus = sweep.gpus_per_worker if isinstance(sweep.gpus_per_worker, float) else 1.0
     on_gpus = bool(gpus and each_gpus)
-    concurrent = int(cpus // (sweep.workers_per_trial * sweep.cpus_per_worker))
-    if on_gpus:
-        concurrent = min(concurrent, int(gpus // (sweep.workers_per_trial * each_gpus)))
+    most = int(cpus // (sweep.workers_per_trial * sweep.cpus_per_worker))
     if sweep.max_concurrent_trials is not None:
-        concurrent = min(concurrent, sweep.max_concurrent_trials)
+        most = min(most, sweep.max_concurrent_trials)
+    concurrent = most
+    if on_gpus:
+        concurrent = min(most, int(gpus // (sweep.workers_per_trial * each_gpus)))
     pass_cpus = cpus_of_a_pass_task([(cpus, gpus)], on_gpus=on_gpus)
     return Machines(
         concurrent_trials=max(1, concurrent),
         pass_tasks=gpus if on_gpus else max(1, int(cpus // pass_cpus)),
         pass_threads=int(pass_cpus),
         on_gpus=on_gpus,
+        gpus=gpus if on_gpus else 0,
+        most_trials=max(1, most),
+        device_seconds=start_seconds(given_device(sweep.gpus_per_worker)),
         idle_cores=cpus >= 2 * max(1, concurrent) * sweep.workers_per_trial * sweep.cpus_per_worker,
     )
 
@@ -91,10 +106,10 @@ def this_machine(config: RunConfig) -> Machines:
 def _measure(
     backbone: Backbone, trial: TrialConfig, trainable_blocks: int, on_activations: bool, worker: Worker
 ) -> StepSeconds:
-    recipe = trial.recipe
+    recipe, device = trial.recipe, worker.device
     place(backbone, worker)
     freeze(backbone, trainable_blocks)
-    batch = min(LARGEST_BATCH, recipe.batch_size)
+    batch = _batch_size(recipe, device)
     images = torch.randn(batch, 3, *backbone.preprocessing.input_size, device=worker.device)
     inputs: tuple[torch.Tensor, ...] = (images.contiguous(memory_format=torch.channels_last),)
     model: nn.Module = backbone.model
@@ -108,35 +123,47 @@ def _measure(
     criterion = nn.CrossEntropyLoss(reduction="sum")
     set_rate(optimizer, 0.0)
     train_mode(backbone, trainable_blocks, recipe.freeze_bn)
-    train = _fastest(
-        lambda: train_step(model, inputs, labels, criterion, optimizer, precision=recipe.precision), worker.device
-    )
+    precision, in_a_row = recipe.precision, STEPS_IN_A_ROW[device.type]
+
+    def step() -> object:
+        return train_step(model, inputs, labels, criterion, optimizer, precision=precision)
+
+    train = fastest(step, device, in_a_row)
+    busy = _busy(step, train, device)
     backbone.model.eval()
-    evaluate = _fastest(lambda: eval_step(model, inputs, precision=recipe.precision), worker.device)
-    return StepSeconds(train=train / batch, evaluate=evaluate / batch)
+    evaluate = fastest(lambda: eval_step(model, inputs, precision=precision), device, in_a_row)
+    return StepSeconds(train=train / batch, evaluate=evaluate / batch, busy=busy)
 
 
-def _fastest(step: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of some calls, after one that is not counted; of a long step one is counted."""
-    warm = _seconds_of(step, device)
-    return min(_seconds_of(step, device) for _ in range(1 if warm > LONG_STEP else NUM_STEPS))
+def _busy(step: Callable[[], object], seconds: float, device: torch.device) -> float:
+    """Share of a step's `seconds` for which the GPU computes; 0 on a CPU.
 
-
-def _seconds_of(step: Callable[[], object], device: torch.device) -> float:
-    _wait(device)
-    started = time.perf_counter()
+    The step is asked for while the GPU sleeps, so that between the two marks it has all its work at hand. A profiler
+    would tell it too, and slow down whatever this process does on the GPU afterwards.
+    """
+    if device.type == "cpu":
+        return 0.0
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(int(GPU_CLOCK * 2 * seconds))
+    begin.record()
     step()
-    _wait(device)
-    return time.perf_counter() - started
+    end.record()
+    wait(device)
+    return min(1.0, begin.elapsed_time(end) / 1000 / seconds)
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _batch_size(recipe: Recipe, device: torch.device) -> int:
+    """Of a measured step."""
+    return recipe.batch_size if device.type == "cuda" else min(LARGEST_BATCH, recipe.batch_size)
 
 
 def _what(
-    backbone: Backbone, trial: TrialConfig, trainable_blocks: int, on_activations: bool, num_threads: int
+    backbone: Backbone,
+    trial: TrialConfig,
+    trainable_blocks: int,
+    on_activations: bool,
+    num_threads: int,
+    device: torch.device,
 ) -> dict[str, Any]:
     """All that the seconds depend on."""
     recipe = trial.recipe
@@ -146,11 +173,12 @@ def _what(
         "size": backbone.preprocessing.input_size,
         "trainable_blocks": trainable_blocks,
         "on": "activations" if on_activations else "images",
-        "batch": min(LARGEST_BATCH, recipe.batch_size),
+        "batch": _batch_size(recipe, device),
         "optimizer": recipe.optimizer,
         "precision": recipe.precision,
         "freeze_bn": recipe.freeze_bn,
-        "device": device_name(),
+        "device": device_name() if device.type == "cuda" else processor_name(),
+        "deterministic": recipe.deterministic,
         "threads": num_threads,
         "torch": torch.__version__,
     }

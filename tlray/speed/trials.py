@@ -4,21 +4,24 @@ timed = time_trials(config, manifest, backbone, trials, sources)
 cost = trial_cost(config, trial, timed[trial.trial_id], sources, gather, num_images)
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
 
 from tlray.activations.planned import ActivationSource, source_of
 from tlray.backbone import Backbone
 from tlray.budget.costs import Phase, ReadSeconds, StepSeconds, trial_seconds
 from tlray.budget.estimate import TrialCost
+from tlray.budget.machines import MOST_ON_A_GPU
 from tlray.config import RunConfig, TrialConfig
 from tlray.data.manifest import Manifest
+from tlray.device import given_device
 from tlray.freeze import blocks_by_epoch
 from tlray.speed.steps import measure_read, measure_steps
 from tlray.training.fusion import can_fuse, fusion_key
+
+WASTED = 0.25  # of a trial, for which no further one is started
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,26 @@ def time_trials(
         for trainable, epochs in Counter(blocks_by_epoch(trial.strategy, backbone, trial.recipe.epochs)).items():
             num_frozen = len(backbone.blocks) - trainable
             on_activations = source_of(sources, trial.trial_id, num_frozen) is not None
-            step = measure_steps(backbone, trial, trainable, on_activations=on_activations, num_threads=threads)
+            step = measure_steps(
+                backbone,
+                trial,
+                trainable,
+                on_activations=on_activations,
+                num_threads=threads,
+                gpus_per_worker=config.sweep.gpus_per_worker,
+            )
             phases.append((num_frozen, epochs, step))
         timed[trial.trial_id] = TimedTrial(tuple(phases), reads[augmentation])
     return timed
+
+
+def trials_that_pay(timed: TimedTrial) -> int:
+    """How many such trials keep a GPU busy, one process each; more of them only wait for each other.
+
+    Processes take turns on it, so that two of which each uses 60 % fill it, and a third adds nothing.
+    """
+    busiest = max(step.busy for _, _, step in timed.phases)
+    return max(1, math.ceil(1 / busiest - WASTED)) if busiest > 0 else MOST_ON_A_GPU
 
 
 def trial_cost(
@@ -76,7 +95,7 @@ def trial_cost(
     sequential = trial_seconds(trial, phases, num_images, config, overlapped=False)
     return TrialCost(
         trial_id=trial.trial_id,
-        seconds=overlapped if torch.cuda.is_available() else sequential,
+        seconds=overlapped if given_device(config.sweep.gpus_per_worker).type == "cuda" else sequential,
         overlapped_seconds=overlapped,
         group=repr(fusion_key(trial)) if fused else None,
     )

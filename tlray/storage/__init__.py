@@ -136,7 +136,7 @@ def read_text(uri: str) -> str:
         raise StorageError(f"{uri} is not a text file in UTF-8") from None
 
 
-def write_bytes(uri: str, data: bytes) -> None:
+def write_bytes(uri: str, data: bytes | memoryview) -> None:
     """Write a file whole or not at all; a reader never sees a part of it. Missing folders are made."""
     if is_remote(uri):
         s3.write_bytes(uri, data)

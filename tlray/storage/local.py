@@ -73,7 +73,7 @@ def open_file(path: str) -> BinaryIO:
         return open(path, "rb")
 
 
-def write_bytes(path: str, data: bytes) -> None:
+def write_bytes(path: str, data: bytes | memoryview) -> None:
     with _one_line_errors(path), _temporary_beside(Path(path)) as temporary:
         temporary.write_bytes(data)
         os.replace(temporary, path)

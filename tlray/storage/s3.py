@@ -49,10 +49,11 @@ CONFLICTS = 5  # of writes at the same time, before one gives up
 FOUND_BY_PYARROW = ("env", "shared-credentials-file", "iam-role", "container-role", "assume-role-with-web-identity")
 
 
-def write_bytes(uri: str, data: bytes) -> None:
+def write_bytes(uri: str, data: bytes | memoryview) -> None:
     bucket, key = bucket_and_key(uri)
     with one_line_errors(uri):
-        with_retries(bucket, lambda clients: clients.once.put_object(Bucket=bucket, Key=key, Body=data))
+        body = bytes(data)  # boto takes no views
+        with_retries(bucket, lambda clients: clients.once.put_object(Bucket=bucket, Key=key, Body=body))
 
 
 def upload(path: Path, uri: str) -> None:

@@ -21,8 +21,8 @@ OWN_FIELDS = {
 
 
 def can_fuse(trial: TrialConfig) -> bool:
-    """Whether the trial may join a group; float16's loss scale, for one, belongs to a single trial."""
-    return trial.strategy.strategy == "linear_probe" and trial.recipe.precision == "float32" and not trial.is_baseline
+    """Whether the trial may join a group."""
+    return trial.strategy.strategy == "linear_probe" and not trial.is_baseline
 
 
 def fusion_key(trial: TrialConfig) -> Hashable:

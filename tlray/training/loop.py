@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,11 +21,14 @@ from torch import nn
 from tlray.backbone import Backbone
 from tlray.config import Recipe, TrialConfig
 from tlray.data.batch import Batch, Streams
-from tlray.data.transforms import normalise
-from tlray.errors import TrialError
+from tlray.data.to_device import on_device
+from tlray.device import arithmetic, chosen_precision
+from tlray.errors import DivergenceError
 from tlray.freeze import blocks_by_epoch, freeze, hash_tensors, parameter_groups, train_mode, trainable_state
-from tlray.training.checkpoint import TrialFolder, pack, unpack_model, unpack_optimizer
+from tlray.training.checkpoint import TrialFolder, state_of, unpack_model, unpack_optimizer
+from tlray.training.commits import Commits, snapshot
 from tlray.training.epoch import EpochMetrics, Report
+from tlray.training.inputs import model_inputs, place
 from tlray.training.metrics import ClassificationSums, Scores
 from tlray.training.midway import MidwayFolder, at_step
 from tlray.training.optim import make_optimizer, rate_factor, set_rate
@@ -57,6 +61,28 @@ def fit(
     report: Report,
 ) -> Progress:
     """Train `trial` from where its folder says it is until its last epoch; reports and keeps every epoch."""
+    recipe = with_precision(trial.recipe, worker.device)
+    trial = trial.model_copy(update={"recipe": recipe})
+    with (
+        arithmetic(worker.device, recipe.precision, deterministic=recipe.deterministic),
+        Commits(report, behind=worker.world_size == 1) as commits,
+    ):
+        return _fit(backbone, feed_for, trial, worker, folder, commits)
+
+
+def with_precision(recipe: Recipe, device: torch.device) -> Recipe:
+    """The recipe with "auto" decided; the plan has done it where there was one."""
+    return recipe.model_copy(update={"precision": chosen_precision(recipe.precision, device)})
+
+
+def _fit(
+    backbone: Backbone,
+    feed_for: Callable[[int], Feed],
+    trial: TrialConfig,
+    worker: Worker,
+    folder: TrialFolder,
+    commits: Commits,
+) -> Progress:
     recipe = trial.recipe
     place(backbone, worker)
     thaw = thaw_plan(backbone, trial)
@@ -95,13 +121,17 @@ def fit(
         train_mode(backbone, trainable_blocks, recipe.freeze_bn)
         begun = progress
 
-        def keep(step: int, loss_sum: torch.Tensor, begun: Progress = begun, started: float = started) -> None:
+        def between(step: int, loss_sum: torch.Tensor, begun: Progress = begun, started: float = started) -> None:
+            commits.poll()
+            if step == begun.step or step % recipe.checkpoint_steps:
+                return
+            commits.settle()
             here = at_step(begun, step, time.perf_counter() - started, scaler)
             midway.save(here, loss_sum, backbone.model, optimizer, thaw.changing_keys)
 
         loss_sum = midway.restore_worker(progress, backbone.model) if progress.step else None
         start = _Start(epoch, progress.step, loss_sum)
-        train_loss = _train_epoch(model, streams, optimizer, scaler, recipe, worker, start, keep)
+        train_loss = _train_epoch(model, streams, optimizer, scaler, recipe, worker, start, between)
         _average_buffers(backbone.model, worker)
         trained = time.perf_counter()
         backbone.model.eval()
@@ -127,9 +157,13 @@ def fit(
             peak_memory_bytes=max(progress.peak_memory_bytes, peak_memory(worker.device)),
             scaler=scaler.state_dict() if scaler is not None else {},
         )
-        if worker.leads:
-            folder.save(progress, pack(backbone.model, optimizer, thaw.changing_keys), frozen_hash)
-        report(metrics)
+        copies = snapshot(state_of(backbone.model, optimizer, thaw.changing_keys) if worker.leads else {})
+
+        def commit(progress: Progress = progress, copies: Callable[[], dict[str, torch.Tensor]] = copies) -> None:
+            if worker.leads:
+                folder.save(progress, copies(), frozen_hash)
+
+        commits.submit(commit, metrics)
     return progress
 
 
@@ -163,10 +197,11 @@ def evaluate(
 ) -> Scores:
     """Scores over the images of all workers, each counted once. The caller has set evaluation mode."""
     sums: ClassificationSums | None = None
-    for batch in batches:
-        logits = eval_step(model, model_inputs(batch, streams, worker), precision=precision)
-        sums = sums or ClassificationSums(logits.shape[1])
-        sums.update(logits, batch.labels)
+    with closing(on_device(batches, worker.device)) as there:
+        for batch in there:
+            logits = eval_step(model, model_inputs(batch, streams, worker, precision), precision=precision)
+            sums = sums or ClassificationSums(logits.shape[1], worker.device)
+            sums.update(logits, batch.labels)
     assert sums is not None, "a split without images passed the manifest"
     sums.reduce(worker.sum_across)
     return sums.result()
@@ -189,60 +224,40 @@ def _train_epoch(
     recipe: Recipe,
     worker: Worker,
     start: _Start,
-    keep: Callable[[int, torch.Tensor], None],
+    between: Callable[[int, torch.Tensor], None],
 ) -> float:
     """One pass over the training images -> mean training loss; TrialError when it is no longer a number.
 
-    `keep` is called between batches, every `checkpoint_steps`, with the number of batches trained and the sum of their
-    losses.
+    `between` is called before each batch with the number of batches trained and the sum of their losses.
     """
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing, reduction="sum")
     steps_per_epoch = math.ceil(streams.num_train / recipe.batch_size)
     loss_sum = torch.zeros((), device=worker.device) if start.loss_sum is None else start.loss_sum
-    for index, batch in enumerate(streams.train(start.epoch, start.step), start=start.step):
-        if index > start.step and index % recipe.checkpoint_steps == 0:
-            keep(index, loss_sum)
-        step = (start.epoch - 1) * steps_per_epoch + index
-        set_rate(optimizer, rate_factor(step, steps_per_epoch=steps_per_epoch, recipe=recipe))
-        loss_sum += train_step(
-            model,
-            model_inputs(batch, streams, worker),
-            batch.labels.to(worker.device),
-            criterion,
-            optimizer,
-            scale=worker.world_size / batch.num_global,
-            precision=recipe.precision,
-            scaler=scaler,
-            gradient_clip=recipe.gradient_clip,
-        )
+    with closing(on_device(streams.train(start.epoch, start.step), worker.device)) as batches:
+        for index, batch in enumerate(batches, start=start.step):
+            between(index, loss_sum)
+            step = (start.epoch - 1) * steps_per_epoch + index
+            set_rate(optimizer, rate_factor(step, steps_per_epoch=steps_per_epoch, recipe=recipe))
+            loss_sum += train_step(
+                model,
+                model_inputs(batch, streams, worker, recipe.precision),
+                batch.labels.to(worker.device),
+                criterion,
+                optimizer,
+                scale=worker.world_size / batch.num_global,
+                precision=recipe.precision,
+                scaler=scaler,
+                gradient_clip=recipe.gradient_clip,
+            )
     train_loss = float(worker.sum_across(loss_sum.double().cpu())) / streams.num_train
     if not math.isfinite(train_loss):
-        raise TrialError(divergence(train_loss, start.epoch, recipe))
+        raise DivergenceError(divergence(train_loss, start.epoch, recipe))
     return train_loss
 
 
 def divergence(train_loss: float, epoch: int, recipe: Recipe) -> str:
     """Why a trial whose training loss is no longer a number has failed."""
     return f"diverged: the training loss of epoch {epoch} is {train_loss}; lower lr ({recipe.lr:g})"
-
-
-def place(backbone: Backbone, worker: Worker) -> None:
-    """Move the model to the worker's device, channels last: convolutions on CPUs and on tensor cores are faster so.
-
-    `python -m benchmarks.memory_format` measures by how much.
-    """
-    backbone.model.to(worker.device).to(memory_format=torch.channels_last)
-
-
-def model_inputs(batch: Batch, streams: Streams, worker: Worker) -> tuple[torch.Tensor, ...]:
-    """The batch as float32 on the worker's device, four-dimensional tensors channels last; images are normalised."""
-    inputs = [tensor.to(worker.device, non_blocking=True) for tensor in batch.inputs]
-    if streams.preprocessing is not None:
-        inputs = [normalise(images, streams.preprocessing) for images in inputs]
-    return tuple(
-        tensor.float().contiguous(memory_format=torch.channels_last if tensor.ndim == 4 else torch.contiguous_format)
-        for tensor in inputs
-    )
 
 
 def is_done(progress: Progress, recipe: Recipe) -> bool:

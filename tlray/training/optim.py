@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -14,7 +15,8 @@ def make_optimizer(groups: Iterable[ParameterGroup], recipe: Recipe) -> torch.op
 
     Layer-wise decay as in BEiT (Bao et al., 2022). Groups that ask for no weight decay get none.
     """
-    parameters = [
+    groups = list(groups)
+    parameters: list[dict[str, Any]] = [
         {
             "params": group.parameters,
             "lr": recipe.lr * (recipe.head_lr_mult if group.depth == 0 else recipe.layer_decay**group.depth),
@@ -24,9 +26,12 @@ def make_optimizer(groups: Iterable[ParameterGroup], recipe: Recipe) -> torch.op
     ]
     for group in parameters:
         group["peak_lr"] = group["lr"]
+    # On a GPU one kernel updates all parameters, and takes float16's loss scale without asking the host.
+    on_gpu = any(parameter.is_cuda for group in groups for parameter in group.parameters)
+    fused = True if on_gpu else None
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=recipe.momentum)
-    return torch.optim.AdamW(parameters)
+        return torch.optim.SGD(parameters, momentum=recipe.momentum, fused=fused)
+    return torch.optim.AdamW(parameters, fused=fused)
 
 
 def rate_factor(step: int, *, steps_per_epoch: int, recipe: Recipe) -> float:

@@ -8,6 +8,7 @@ trained alone: up to the order of additions in a matrix product of another size,
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,8 +16,10 @@ from typing import Any
 import torch
 
 from tlray.backbone import Backbone, build_backbone
-from tlray.config import TrialConfig
+from tlray.config import Recipe, TrialConfig
 from tlray.data.batch import Streams
+from tlray.data.to_device import on_device
+from tlray.device import arithmetic, chosen_precision
 from tlray.errors import TlrayError, UnreachableError
 from tlray.freeze import freeze, hash_tensors
 from tlray.results import TrialResult
@@ -24,11 +27,13 @@ from tlray.runs.trials import PREDICTIONS, for_each, read_states, write_trial_re
 from tlray.split import trainable_suffix
 from tlray.training.checkpoint import MODEL, checkpoint_name
 from tlray.training.fusion import can_fuse, fusion_key
-from tlray.training.loop import is_done, model_inputs, place, thaw_plan
+from tlray.training.inputs import model_inputs, place
+from tlray.training.loop import is_done, thaw_plan, with_precision
 from tlray.training.probe_checkpoint import GroupFolder, Row
 from tlray.training.probe_loop import GroupReport, fit_group
 from tlray.training.probes import StackedHeads, fusable_suffix
 from tlray.training.record import Progress, failed_result, save_history
+from tlray.training.repeat import as_it_trains, begin_again
 from tlray.training.trial import (
     TrialImages,
     conclude_stopped_trial,
@@ -55,7 +60,7 @@ def run_probe_group(
     the trials train one after the other. A row's seconds are its share of the group's: see `fit_group`.
     """
     assert len({fusion_key(trial) for trial in trials}) == 1, "only trials with equal fusion keys train as one"
-    assert all(can_fuse(trial) for trial in trials), "only linear probes in float32 train as one"
+    assert all(can_fuse(trial) for trial in trials), "only linear probes train as one"
     assert worker.world_size == 1, "a group trains in one process"
     states = read_states(run_uri, [trial.trial_id for trial in trials])
     finished = {
@@ -82,6 +87,7 @@ class _Opened:
     """What all trials of a group have in common."""
 
     run_uri: str
+    recipe: Recipe  # of one of them: precision and determinism are the same for all
     worker: Worker
     images: TrialImages
     backbone: Backbone
@@ -107,6 +113,7 @@ def _open(trial: TrialConfig, run_uri: str, worker: Worker, images: TrialImages)
     sizes = described(trial, Progress(), 0, backbone)
     return _Opened(
         run_uri=run_uri,
+        recipe=trial.recipe,
         worker=worker,
         images=images,
         backbone=backbone,
@@ -157,14 +164,27 @@ def _run_part(group: _Opened, trials: Sequence[TrialConfig], report: GroupReport
     """Train these trials as one and write their rows; the group's own checkpoint goes when all are written."""
     folder = GroupFolder(group.run_uri, trials[0].trial_id)
     rows, best = fit_group(group.backbone, group.streams, trials, group.worker, folder, group.frozen_hash, report)
-    results = _write_rows(group, rows, best)
+    precision = chosen_precision(group.recipe.precision, group.worker.device)
+    again = [row for row in rows if row.error is not None] if precision != "float32" else []
+    results = _write_rows(group, rows, best, {row.trial.trial_id for row in again})
+    results |= {row.trial.trial_id: _repeat(group, row, precision, report) for row in again}
     folder.delete()
     return results
 
 
-def _write_rows(group: _Opened, rows: Sequence[Row], best: dict[str, torch.Tensor]) -> dict[str, TrialResult]:
+def _repeat(group: _Opened, row: Row, precision: str, report: GroupReport) -> TrialResult:
+    """A row that diverged in reduced precision, trained alone in float32."""
+    uri = trial_folder(group.run_uri, row.trial.trial_id).uri
+    if as_it_trains(row.trial, uri)[1] is None:  # else a killed process has begun it
+        begin_again(uri, precision, row.error or "")
+    return _alone(row.trial, group.run_uri, group.worker, group.images, report)
+
+
+def _write_rows(
+    group: _Opened, rows: Sequence[Row], best: dict[str, torch.Tensor], left_out: set[str]
+) -> dict[str, TrialResult]:
     """Every trial's folder and row. The first trial's comes last: the group's checkpoint is found by its name."""
-    order = [*range(1, len(rows)), 0]
+    order = [index for index in (*range(1, len(rows)), 0) if rows[index].trial.trial_id not in left_out]
     at_once = max(1, LARGEST_LOGITS // (4 * group.streams.num_test * group.images.num_classes))
     results: dict[str, TrialResult] = {}
     with ThreadPoolExecutor(WRITERS) as pool:
@@ -198,11 +218,17 @@ def _test(group: _Opened, best: dict[str, torch.Tensor], chosen: Sequence[int]) 
     logits = torch.empty(len(chosen), streams.num_test, group.images.num_classes)
     rows, labels = [], []
     end = 0
-    for batch in streams.test():
-        begin, end = end, end + len(batch.labels)
-        logits[:, begin:end] = heads.logits(model_inputs(batch, streams, group.worker)).transpose(0, 1).cpu()
-        rows.append(batch.rows)
-        labels.append(batch.labels)
+    recipe = with_precision(group.recipe, group.worker.device)
+    with (
+        closing(on_device(streams.test(), group.worker.device)) as batches,
+        arithmetic(group.worker.device, recipe.precision, deterministic=recipe.deterministic),
+    ):
+        for batch in batches:
+            begin, end = end, end + len(batch.labels)
+            some = heads.logits(model_inputs(batch, streams, group.worker, recipe.precision), recipe.precision)
+            logits[:, begin:end] = some.transpose(0, 1).cpu()
+            rows.append(batch.rows)
+            labels.append(batch.labels.cpu())
     assert end == streams.num_test, "a stream tells how many images it has"
     return {index: _Test(torch.cat(rows), torch.cat(labels), logits[place]) for place, index in enumerate(chosen)}
 

@@ -9,6 +9,7 @@ its share of the work; all rows that remain are at the same epoch. A row that di
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,14 +17,18 @@ import torch
 from tlray.backbone import Backbone
 from tlray.config import TrialConfig
 from tlray.data.batch import Streams
+from tlray.data.to_device import on_device
+from tlray.device import arithmetic
 from tlray.freeze import train_mode
 from tlray.training.epoch import EpochMetrics
-from tlray.training.loop import divergence, epoch_seed, model_inputs, peak_memory
+from tlray.training.inputs import model_inputs
+from tlray.training.loop import divergence, epoch_seed, peak_memory, with_precision
 from tlray.training.metrics import Scores
 from tlray.training.probe_checkpoint import GroupFolder, Row
 from tlray.training.probe_metrics import StackedSums
 from tlray.training.probe_optim import StackedOptimizer
-from tlray.training.probes import StackedHeads, loss_by_row
+from tlray.training.probe_steps import HeldSteps, streamed_epoch
+from tlray.training.probes import StackedHeads
 from tlray.training.worker import Worker
 
 COMMIT_SECONDS = 5.0  # at least, between two commits; what a kill can cost beside the epoch it falls into
@@ -39,6 +44,7 @@ class Group:
     heads: StackedHeads
     optimizer: StackedOptimizer
     best: dict[str, torch.Tensor]  # (number of rows, ...): each row's parameters at its best epoch
+    held_steps: HeldSteps | None = None  # of these stacks, where the device holds what they read
 
     def training(self) -> list[int]:
         """Positions in `rows` of what is in the stacks."""
@@ -50,6 +56,7 @@ class Group:
             chosen = torch.tensor(places, dtype=torch.int64, device=next(iter(self.best.values())).device)
             self.heads.keep(chosen)
             self.optimizer.keep(chosen)
+            self.held_steps = None
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that a checkpoint holds."""
@@ -74,6 +81,21 @@ def fit_group(
     The folder holds all trials or none of them. An epoch's seconds are shared out evenly among the rows that train in
     it, so that the seconds of all rows add up to the group's.
     """
+    trials = [trial.model_copy(update={"recipe": with_precision(trial.recipe, worker.device)}) for trial in trials]
+    recipe = trials[0].recipe
+    with arithmetic(worker.device, recipe.precision, deterministic=recipe.deterministic):
+        return _fit_group(backbone, streams, trials, worker, folder, frozen_hash, report)
+
+
+def _fit_group(
+    backbone: Backbone,
+    streams: Streams,
+    trials: Sequence[TrialConfig],
+    worker: Worker,
+    folder: GroupFolder,
+    frozen_hash: str,
+    report: GroupReport,
+) -> tuple[list[Row], dict[str, torch.Tensor]]:
     group = _start(backbone, trials, folder, frozen_hash, worker)
     committed = time.perf_counter()
     while group.training():
@@ -104,7 +126,7 @@ def _run_epoch(group: Group, backbone: Backbone, streams: Streams, worker: Worke
     places = [place for place, loss in enumerate(train_losses) if math.isfinite(loss)]
     group.keep(places)
     backbone.model.eval()
-    scores = _evaluate(group.heads, streams, worker) if places else []
+    scores = _evaluate(group.heads, streams, worker, first.trial.recipe.precision) if places else []
     seconds = time.perf_counter() - started
     metrics = {
         training[place]: EpochMetrics(
@@ -151,32 +173,30 @@ def _start(
 
 def _train_epoch(group: Group, streams: Streams, worker: Worker, epoch: int) -> tuple[list[float], list[float]]:
     """One pass over the training images -> of every row in the stack its mean training loss and its last rate."""
-    heads, optimizer = group.heads, group.optimizer
     recipes = [group.rows[index].trial.recipe for index in group.training()]
     steps_per_epoch = math.ceil(streams.num_train / recipes[0].batch_size)
-    smoothing = None
-    if any(recipe.label_smoothing > 0 for recipe in recipes):
-        smoothing = torch.tensor([recipe.label_smoothing for recipe in recipes], device=worker.device)
-    loss_sums = torch.zeros(len(recipes), device=worker.device)
     first = (epoch - 1) * steps_per_epoch
-    for step, batch in enumerate(streams.train(epoch), start=first):
-        logits = heads.logits(model_inputs(batch, streams, worker))
-        losses = loss_by_row(logits, batch.labels.to(worker.device), smoothing)
-        gradients = heads.gradients(losses / batch.num_global)
-        optimizer.step(heads.parameters, gradients, step, steps_per_epoch)
-        loss_sums += losses.detach()
+    factors = group.optimizer.factors(first, steps_per_epoch, steps_per_epoch, worker.device)
+    held = streams.held(epoch)
+    if held is not None:
+        if group.held_steps is None:
+            group.held_steps = HeldSteps(group.heads, group.optimizer, recipes)
+        loss_sums = group.held_steps.epoch(held, factors)
+    else:
+        loss_sums = streamed_epoch(group.heads, group.optimizer, recipes, streams, worker, epoch, factors)
     train_losses = (loss_sums.double().cpu() / streams.num_train).tolist()
-    return train_losses, optimizer.rates(first + steps_per_epoch - 1, steps_per_epoch).tolist()
+    return train_losses, group.optimizer.rates(first + steps_per_epoch - 1, steps_per_epoch).tolist()
 
 
 @torch.no_grad()
-def _evaluate(heads: StackedHeads, streams: Streams, worker: Worker) -> list[Scores]:
+def _evaluate(heads: StackedHeads, streams: Streams, worker: Worker, precision: str) -> list[Scores]:
     """Each row's scores on the validation images. The caller has set evaluation mode."""
     sums: StackedSums | None = None
-    for batch in streams.val():
-        logits = heads.logits(model_inputs(batch, streams, worker))
-        sums = sums or StackedSums(*logits.shape[1:])
-        sums.update(logits, batch.labels)
+    with closing(on_device(streams.val(), worker.device)) as batches:
+        for batch in batches:
+            logits = heads.logits(model_inputs(batch, streams, worker, precision), precision)
+            sums = sums or StackedSums(logits.shape[1], logits.shape[2], worker.device)
+            sums.update(logits, batch.labels)
     assert sums is not None, "a split without images passed the manifest"
     return sums.result()
 

@@ -10,15 +10,19 @@ rows of 1,000 classes it would take 2 GB.
 
 import torch
 
+from tlray.device import CPU
 from tlray.training.metrics import Scores
 
 
 class StackedSums:
     """Running sums over images, (T,) and (T, C) float64."""
 
-    def __init__(self, num_rows: int, num_classes: int) -> None:
+    def __init__(self, num_rows: int, num_classes: int, device: torch.device = CPU) -> None:
+        """The sums stay on the device until `result`."""
+        self.device = device
+
         def zeros(*shape: int) -> torch.Tensor:
-            return torch.zeros(shape, dtype=torch.float64)
+            return torch.zeros(shape, dtype=torch.float64, device=device)
 
         self.loss = zeros(num_rows)
         self.top5_hits = zeros(num_rows)
@@ -28,7 +32,7 @@ class StackedSums:
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
         """logits (B, T, C) float32, labels (B,) int64."""
-        logits, labels = logits.detach().cpu(), labels.cpu()  # where equal logits are ranked as ClassificationSums does
+        logits, labels = logits.detach().to(self.device), labels.to(self.device)
         num_images, num_rows, num_classes = logits.shape
         labels_by_row = labels[:, None].expand(num_images, num_rows)
         losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels_by_row.flatten(), reduction="none")
@@ -37,7 +41,7 @@ class StackedSums:
         right = (predictions == labels_by_row).double()
         self.hits.scatter_add_(1, labels_by_row.T, right.T)
         self.predicted.scatter_add_(1, predictions.T, torch.ones_like(right.T))
-        self.true += torch.bincount(labels, minlength=num_classes)
+        self.true.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
         best = logits.topk(min(5, num_classes), dim=2).indices
         self.top5_hits += (best == labels_by_row[..., None]).any(dim=2).sum(dim=0)
 

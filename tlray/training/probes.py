@@ -19,6 +19,7 @@ from torch import fx, nn
 from torch.func import functional_call, vmap
 
 from tlray.backbone import Backbone
+from tlray.device import autocast
 from tlray.freeze import BatchNorm, parameter_groups
 from tlray.liveness import parameters_used
 from tlray.split import trainable_suffix
@@ -68,14 +69,19 @@ class StackedHeads:
         """Go on with these rows alone (positions, int64)."""
         self.load({name: tensor.detach()[rows] for name, tensor in self.parameters.items()})
 
-    def shared(self, inputs: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
+    def shared(self, inputs: tuple[torch.Tensor, ...], precision: str = "float32") -> tuple[Any, ...]:
         """What every head reads, whatever its parameters: the suffix up to the first of them."""
-        with torch.no_grad():
-            return self._shared(*inputs)
+        with torch.no_grad(), autocast(inputs[0].device, precision):
+            values = self._shared(*inputs)
+        return tuple(_float32(value) for value in values) if precision != "float32" else values
 
-    def logits(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """What the suffix takes, (B, ...) float32 each -> (B, T, C)."""
-        values = self.shared(inputs)
+    def logits(self, inputs: tuple[torch.Tensor, ...], precision: str = "float32") -> torch.Tensor:
+        """What the suffix takes, (B, ...) each -> (B, T, C).
+
+        The heads themselves multiply in float32, on a GPU in TF32 beside a lower precision: rounding all of their
+        weights anew for each step would take longer than it saves, and no loss needs a scale.
+        """
+        values = self.shared(inputs, precision)
         if not self.linear:
             # a layout of channels last is lost on mapped values, for which pooling would fall back to a slow loop
             values = tuple(value.contiguous() if isinstance(value, torch.Tensor) else value for value in values)
@@ -94,6 +100,10 @@ class StackedHeads:
 
     def _logits_of_one(self, parameters: dict[str, torch.Tensor], values: tuple[Any, ...]) -> torch.Tensor:
         return functional_call(self._own, parameters, values)
+
+
+def _float32(value: Any) -> Any:
+    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def loss_by_row(logits: torch.Tensor, labels: torch.Tensor, smoothing: torch.Tensor | None) -> torch.Tensor:

@@ -10,6 +10,7 @@ from tlray.results import TrialResult
 from tlray.runs.sealed import read_document, sealed, unsealed, write_document
 from tlray.runs.trials import TRAIN_AGAIN, trial_uri
 from tlray.training.epoch import EpochMetrics
+from tlray.training.repeat import as_it_trains
 
 PROGRESS, HISTORY = "progress.json", "history.jsonl"
 
@@ -121,8 +122,10 @@ def recorded_fields(trial: TrialConfig, progress: Progress, charged_images: int)
 
 def failed_result(trial: TrialConfig, run_uri: str, error: str, *, may_pass: bool = False) -> TrialResult:
     """The row of a trial that could not be carried out: a reason and no score."""
-    progress = load_progress(trial_uri(run_uri, trial.trial_id))
-    return TrialResult(**recorded_fields(trial, progress, 0), status="failed", error=error, may_pass=may_pass)
+    folder = trial_uri(run_uri, trial.trial_id)
+    trial, note = as_it_trains(trial, folder)
+    fields = recorded_fields(trial, load_progress(folder), 0)
+    return TrialResult(**fields, status="failed", error=error, note=note, may_pass=may_pass)
 
 
 def _rank(metrics: EpochMetrics) -> tuple[float, float]:

@@ -7,7 +7,7 @@ them, one tensor (B, ...) for each value alive at the cut; float either way.
 import torch
 from torch import nn
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from tlray.device import autocast
 
 
 def train_step(
@@ -28,7 +28,7 @@ def train_step(
     batch, so that workers with unequal shares still add up to the gradient of one worker with all the images.
     """
     optimizer.zero_grad(set_to_none=True)
-    with _autocast(inputs[0].device, precision):
+    with autocast(inputs[0].device, precision):
         loss = criterion(model(*inputs), labels)
     scaled = loss * scale
     if scaler is not None:
@@ -50,10 +50,6 @@ def train_step(
 @torch.no_grad()
 def eval_step(model: nn.Module, inputs: tuple[torch.Tensor, ...], *, precision: str = "float32") -> torch.Tensor:
     """Inputs of a model -> logits (B, C) float32. The caller has set evaluation mode."""
-    with _autocast(inputs[0].device, precision):
+    with autocast(inputs[0].device, precision):
         logits = model(*inputs)
     return logits.float()
-
-
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
-    return torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=precision != "float32")

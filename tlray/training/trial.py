@@ -7,6 +7,7 @@ The result is a function of the trial, the images and the seed; the trial's fold
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -24,8 +25,10 @@ from tlray.data.kept import KeptPixels
 from tlray.data.loader import GB, make_streams
 from tlray.data.manifest import Manifest
 from tlray.data.read import image_reader
+from tlray.data.to_device import on_device
 from tlray.data.windows import windows_of
-from tlray.errors import DamagedError, TrialError
+from tlray.device import arithmetic, chosen_precision
+from tlray.errors import DamagedError, DivergenceError, TrialError
 from tlray.freeze import freeze, hash_tensors
 from tlray.results import TrialResult
 from tlray.runs.sealed import write_checked
@@ -41,9 +44,11 @@ from tlray.runs.trials import (
 from tlray.split import trainable_suffix
 from tlray.training.checkpoint import TrialFolder, checkpoint_name, read_tensors, unpack_model
 from tlray.training.epoch import EpochMetrics, Report
-from tlray.training.loop import Feed, fit, is_done, model_inputs, place, thaw_plan
+from tlray.training.inputs import model_inputs, place
+from tlray.training.loop import Feed, fit, is_done, thaw_plan, with_precision
 from tlray.training.metrics import ClassificationSums, Scores
 from tlray.training.record import Progress, recorded_fields
+from tlray.training.repeat import as_it_trains, begin_again
 from tlray.training.step import eval_step
 from tlray.training.worker import Worker
 
@@ -88,6 +93,7 @@ def manifest_images(manifest: Manifest, data: DataConfig) -> TrialImages:
             read=read,
             kept_pixels=kept,
             windows=windows,
+            device=worker.device,
         )
 
     test = tuple(image.content_id for image in manifest.split("test"))
@@ -107,6 +113,7 @@ def run_trial(
     a scheduler that hears nothing takes the trial for broken. Returns None on workers other than the first.
     """
     folder = trial_folder(run_uri, trial.trial_id)
+    trial, _ = as_it_trains(trial, folder.uri)
     backbone = build_backbone(trial.backbone, images.num_classes, seed=trial.seed)
     told: list[EpochMetrics] = []
 
@@ -114,7 +121,16 @@ def run_trial(
         told.append(metrics)
         report(metrics)
 
-    progress = fit(backbone, partial(_feed, backbone, trial, worker, images), trial, worker, folder, tell)
+    try:
+        progress = fit(backbone, partial(_feed, backbone, trial, worker, images), trial, worker, folder, tell)
+    except DivergenceError as error:
+        precision = chosen_precision(trial.recipe.precision, worker.device)
+        if precision == "float32":
+            raise
+        if worker.leads:
+            begin_again(folder.uri, precision, str(error))
+        worker.sum_across(torch.zeros(()))  # the others look for the mark that this leaves
+        return run_trial(trial, run_uri, worker, images, report)
     if not told:
         report(progress.history[-1])
     if not worker.leads:
@@ -127,6 +143,7 @@ def conclude_stopped_trial(trial: TrialConfig, run_uri: str, worker: Worker, ima
 
     TrialError where its checkpoint is damaged: the trial is then one that a resume trains again.
     """
+    trial, _ = as_it_trains(trial, trial_uri(run_uri, trial.trial_id))
     backbone = build_backbone(trial.backbone, images.num_classes, seed=trial.seed)
     place(backbone, worker)
     try:
@@ -144,7 +161,7 @@ def release_memory() -> None:
     until then every trial adds its weights, optimizer and gradients, on the GPU too.
     """
     gc.collect()
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 
@@ -180,14 +197,18 @@ def _conclude(trial: TrialConfig, run_uri: str, backbone: Backbone, worker: Work
     if existing is not None and existing.status != "failed":
         return existing
     folder = trial_folder(run_uri, trial.trial_id)
+    trial, note = as_it_trains(trial, folder.uri)
+    recipe = with_precision(trial.recipe, worker.device)
     progress = folder.load_progress()
     best = checkpoint_name(progress.best_epoch)
     _load(backbone, trial, folder.checkpoint_uri(progress.best_epoch), progress.files.get(best, ""))
     alone = Worker(device=worker.device)
     feed = _feed(backbone, trial, alone, images, thaw_plan(backbone, trial).most)
-    rows, labels, logits = _test_logits(backbone, feed, trial, alone)
+    with arithmetic(worker.device, recipe.precision, deterministic=recipe.deterministic):
+        rows, labels, logits = _test_logits(backbone, feed, recipe.precision, alone)
     scores, predictions = write_predictions(folder.uri, rows, labels, logits, images.test_content_ids)
-    fields = described(trial, progress, images.charged_images.get(trial.trial_id, 0), backbone)
+    fields = described(trial, progress, images.charged_images.get(trial.trial_id, 0), backbone) | {"note": note}
+    fields["params"] = recipe.model_dump()
     result = scored_result(fields, trial, progress, scores, folder.checkpoint_uri(progress.best_epoch))
     write_trial_result(run_uri, result, {best: progress.files[best], PREDICTIONS: predictions})
     return result
@@ -233,17 +254,18 @@ def _load(backbone: Backbone, trial: TrialConfig, checkpoint: str, checksum: str
 
 
 def _test_logits(
-    backbone: Backbone, feed: Feed, trial: TrialConfig, worker: Worker
+    backbone: Backbone, feed: Feed, precision: str, worker: Worker
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows (N,), labels (N,) and logits (N, C) of the test split, on the CPU."""
     backbone.model.eval()
     rows, labels, logits = [], [], []
-    for batch in feed.streams.test():
-        inputs = model_inputs(batch, feed.streams, worker)
-        rows.append(batch.rows)
-        labels.append(batch.labels)
-        logits.append(eval_step(feed.model, inputs, precision=trial.recipe.precision).cpu())
-    return torch.cat(rows), torch.cat(labels), torch.cat(logits)
+    with closing(on_device(feed.streams.test(), worker.device)) as batches:
+        for batch in batches:
+            inputs = model_inputs(batch, feed.streams, worker, precision)
+            rows.append(batch.rows)
+            labels.append(batch.labels)
+            logits.append(eval_step(feed.model, inputs, precision=precision))
+    return torch.cat(rows), torch.cat(labels).cpu(), torch.cat(logits).cpu()
 
 
 def write_predictions(

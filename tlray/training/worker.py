@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-CPU = torch.device("cpu")
+from tlray.device import CPU, given_device
 
 
 def _same_module(model: nn.Module) -> nn.Module:
@@ -36,6 +36,6 @@ class Worker:
         return self.rank == 0
 
 
-def local_worker() -> Worker:
-    """A single process on the first GPU, or on the CPU where there is none."""
-    return Worker(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+def local_worker(gpus_per_worker: float | str | None = None) -> Worker:
+    """A single process on the GPU that it was given, or on the CPU where there is none or the user wants none."""
+    return Worker(device=given_device(gpus_per_worker))

@@ -18,6 +18,10 @@ demo: .venv/installed  ## a whole sweep on synthetic images; no network, GPU, bu
 test: check  ## check, then the unit and integration tests
 	$(BIN)/python -m pytest tests/unit tests/integration -m "not slow and not gpu" -n 2 --dist loadgroup
 
+.PHONY: test-fast
+test-fast: .venv/installed  ## the unit tests that start no Ray
+	$(BIN)/python -m pytest tests/unit -m "not slow and not gpu and not ray" -n 2
+
 .PHONY: test-slow
 test-slow: .venv/installed  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow

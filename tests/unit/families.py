@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -37,6 +38,10 @@ FAMILIES: dict[str, tuple[int | None, dict[str, Any]]] = {
     "torchvision/regnet_y_400mf": (64, {}),
 }
 
+# One with BatchNorm, and one with attention, in `make test`; all in `make test-slow`.
+IN_EVERY_RUN = ("torchvision/resnet18", "timm/test_vit")
+EACH_FAMILY = [pytest.param(id, marks=[] if id in IN_EVERY_RUN else [pytest.mark.slow]) for id in FAMILIES]
+
 
 def built(id: str) -> Backbone:
     """A family's backbone for 3 classes, with random weights and norms, in evaluation mode."""
@@ -55,7 +60,7 @@ def by_hand(model: nn.Module, size: int = 16, head: str = "head") -> Backbone:
     """A backbone around a model of a test, in evaluation mode."""
     trace = trace_model(model, (head,))
     preprocessing = default_preprocessing("timm/test_vit").with_input_size(size)
-    return Backbone("timm/by_hand", model.eval(), (head,), trace.blocks, None, preprocessing, "none", trace)
+    return Backbone("timm/by_hand", model.eval(), (head,), trace.blocks, None, preprocessing, "none", trace=trace)
 
 
 def randomise_norms(model: nn.Module) -> None:

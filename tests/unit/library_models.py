@@ -31,7 +31,7 @@ def untrained(library: ModuleType, name: str, size: int | None = None, num_class
     head = find_head(model, name)
     trace = trace_model(model, head)
     backbone_id = f"{library.LIBRARY}/{name}"
-    return Backbone(backbone_id, model, head, trace.blocks, None, preprocessing, "none", trace)
+    return Backbone(backbone_id, model, head, trace.blocks, None, preprocessing, "none", trace=trace)
 
 
 def keep_values_alive(model: torch.nn.Module) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.unit.families import FAMILIES, built, by_hand, images_for, randomise_norms
+from tests.unit.families import EACH_FAMILY, built, by_hand, images_for, randomise_norms
 from tlray.backbone import Backbone
 from tlray.fold import folded
 from tlray.split import FrozenPrefix, find_cut, frozen_prefix
@@ -31,7 +31,7 @@ def assert_close(values: tuple, expected: tuple) -> None:
             assert (value - reference).abs().max() <= 1e-4 * reference.abs().max()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_a_folded_prefix_gives_what_the_prefix_gives_at_every_cut(family: str) -> None:
     backbone = built(family)
     count = len(backbone.blocks)

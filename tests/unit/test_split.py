@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.unit.families import FAMILIES, built, images_for
+from tests.unit.families import EACH_FAMILY, built, images_for
 from tlray import liveness
 from tlray.backbone import Backbone, build_backbone
 from tlray.config import BackboneConfig
@@ -38,7 +38,7 @@ def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
     return {key: tensor.clone() for key, tensor in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_suffix_after_prefix_is_bit_for_bit_the_model(family: str) -> None:
     backbone = shared_build(family)
     images = images_for(backbone)
@@ -53,7 +53,7 @@ def test_suffix_after_prefix_is_bit_for_bit_the_model(family: str) -> None:
             assert torch.equal(trainable_suffix(backbone, cut.num_frozen)(*values), expected)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH_FAMILY)
 def test_a_training_step_on_the_suffix_is_that_of_the_partially_frozen_model(family: str) -> None:
     backbone = shared_build(family)
     model, before = backbone.model, snapshot(backbone.model)

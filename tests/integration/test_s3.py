@@ -242,7 +242,7 @@ def load_manifest_after_saving(manifest: Any, run_uri: str) -> Any:
 
 
 def test_an_empty_prefix_is_no_data(s3: Any) -> None:
-    with pytest.raises(DataError, match=re.escape(f"data.train: {s3.uri}/nothing holds no class folders")):
+    with pytest.raises(DataError, match=re.escape(f"data.train: {s3.uri}/nothing does not exist")):
         make_manifest(DataConfig(train=f"{s3.uri}/nothing"))
 
 

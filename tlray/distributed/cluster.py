@@ -16,7 +16,12 @@ from tlray.config import ClusterConfig
 from tlray.distributed.autoscaling import HEAD_RESOURCE, Growth, NodeType, find_growth
 from tlray.distributed.errors import reason_of
 from tlray.distributed.local_ray import start_local_ray
-from tlray.distributed.private_ray import running_cluster, silence_errors, without_signal_handlers
+from tlray.distributed.private_ray import (
+    address_file,
+    silence_errors,
+    started_cluster,
+    without_signal_handlers,
+)
 from tlray.distributed.watchdog import start_watchdog
 from tlray.errors import ClusterError, TlrayError
 
@@ -116,7 +121,7 @@ def connect() -> None:
     # Ray's GPU variable would otherwise be emptied in tasks that reserve none, with a warning each time.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     silence_errors()
-    address = os.environ.get("RAY_ADDRESS") or running_cluster()
+    address = os.environ.get("RAY_ADDRESS") or _address_of_this_machine()
     tree = None
     try:
         if address and address != "local":
@@ -141,6 +146,20 @@ def connect() -> None:
             "less runs here, `tlray doctor` says what memory and CPUs there are"
         ) from error
     start_watchdog(tree)
+
+
+def _address_of_this_machine() -> str | None:
+    """Of the cluster that `ray start` has made this machine a node of; ClusterError where that has died."""
+    started = started_cluster()
+    if started is None:
+        return None
+    address, runs = started
+    if not runs:
+        raise ClusterError(
+            f"the Ray at {address}, which {address_file()} names, does not run any more: `ray start` it again, or "
+            "forget it with `ray stop`; RAY_ADDRESS=local starts one for this command alone"
+        )
+    return address
 
 
 def cluster_summary(config: ClusterConfig | None = None) -> ClusterSummary:

@@ -64,12 +64,19 @@ def keep_secrets_at_home() -> None:
     class_cache.ENV_VARS_TO_PROPAGATE -= secret
 
 
-def running_cluster() -> str | None:
-    """The address of the Ray that `ray start` has started on this machine, if it still runs."""
+def started_cluster() -> tuple[str, bool] | None:
+    """The address of the Ray that `ray start` has started or joined on this machine, and whether it still runs."""
     from ray._private.services import find_bootstrap_address, find_gcs_addresses
 
     address = find_bootstrap_address(None)
-    return address if address in find_gcs_addresses() else None
+    return (address, address in find_gcs_addresses()) if address else None
+
+
+def address_file() -> str:
+    """Where `ray start` writes that address, and `ray stop` removes it."""
+    from ray._common.utils import get_ray_address_file
+
+    return str(get_ray_address_file(None))
 
 
 def dead_part() -> str | None:

@@ -4,14 +4,13 @@ ray job submit --working-dir . --entrypoint-num-cpus 0 -- python jobs/predict.py
     --model s3://bucket/runs/birds/champion.json --images s3://bucket/new --output s3://bucket/predictions/new
 """
 
-import argparse
-
 from tlray.cli import main
+from tlray.cli.job import JobParser
 from tlray.ending import own_process
 
 
 def predict() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = JobParser(__doc__)
     parser.add_argument("--model", required=True, help="export bundle, run folder or champion.json, local or s3://")
     parser.add_argument("--images", required=True, nargs="+", help="prefixes, folders, patterns or files")
     parser.add_argument("--output", required=True, help="folder or s3:// location; it binds to this model and images")

@@ -3,25 +3,25 @@
 python jobs/train_local.py --config configs/smoke.yaml --trial 001-resnet18-full training.epochs=2
 """
 
-import argparse
-
+from tlray.cli.job import JobParser
 from tlray.ending import own_process
 
 
 def train() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = JobParser(__doc__)
     parser.add_argument("--config", required=True, help="YAML file, local or s3://")
     parser.add_argument("--trial", help="id of the trial, as `tlray plan` lists it; by default the first")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of the configuration")
     options = parser.parse_args()
 
     from tlray.cli.common import exit_on_error, load_checked, print_run
-    from tlray.console import PlainConsole
-    from tlray.local import run_local
-    from tlray.prepare import new_run_uri
 
     with exit_on_error():
         config = load_checked(options.config, options.overrides)
+        from tlray.console import PlainConsole
+        from tlray.local import run_local  # torch
+        from tlray.prepare import new_run_uri
+
         run_uri = new_run_uri(config)
         print_run(run_uri)
         run_local(config, options.trial, run_uri, PlainConsole())

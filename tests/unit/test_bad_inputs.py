@@ -117,6 +117,22 @@ def test_a_process_of_its_own_ends_with_the_same_line(arguments: str, root: Path
     check(Case((), ("nowhere",)), done.returncode, done.stderr)
 
 
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        ("sweep", "", ("--config", "--resume", "--help")),
+        ("sweep", "--resume nowhere seed=1", ("seed=1", "--config")),
+        ("predict", "--model nowhere", ("--images", "--help")),
+        ("train_local", "--config config.yaml seed=032", ("seed", "'032'", "leading zero")),
+    ],
+)
+def test_a_job_ends_with_one_line_too(script: str, arguments: str, words: tuple[str, ...], root: Path) -> None:
+    write_files(root, {"config.yaml": CONFIG})
+    program = [sys.executable, str(LIBRARY / "jobs" / f"{script}.py"), *arguments.split()]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    check(Case((), words), done.returncode, done.stderr)
+
+
 def test_a_missing_bucket_is_named(root: Path, s3: Any, capsys: pytest.CaptureFixture[str]) -> None:
     write_files(root, {"config.yaml": CONFIG})
     with pytest.raises(SystemExit) as leaving:

@@ -43,7 +43,7 @@ def test_a_bundle_in_a_bucket_loads_predicts_and_scores_like_the_local_one(s3, i
     for missing, message in ((f"{images}/purple", "does not exist"), (f"{images}/*.gif", "no file matches")):
         with pytest.raises(DataError, match=message):
             predict(run, [missing])
-    with pytest.raises(DataError, match="neither an export bundle"):
+    with pytest.raises(DataError, match="is a folder without exports"):
         predict(images, [f"{images}/red"])
 
 

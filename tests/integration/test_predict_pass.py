@@ -203,7 +203,7 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(bundle: str,
     output = tmp_path / "output"
     with pytest.raises(DataError, match="nowhere does not exist"):
         predict(bundle, tmp_path / "nowhere", output)
-    with pytest.raises(DataError, match="neither an export bundle"):
+    with pytest.raises(DataError, match="is a folder without exports"):
         predict(str(tmp_path), images, output)
     with pytest.raises(InputError, match="lies below the images in"):
         predict(bundle, images, images / "output")

@@ -9,11 +9,12 @@ import requests
 
 from tlray import planning
 from tlray.config import RunConfig
+from tlray.distributed import cluster as clusters
 from tlray.distributed.autoscaling import Growth, NodeType, growth_of, of_kubernetes
 from tlray.distributed.cluster import ClusterSummary, Node
 from tlray.distributed.resources import cpu_tasks, model_tasks, trial_resources
 from tlray.distributed.tasks import load_trial, take_given_gpu
-from tlray.errors import ClusterError, StorageError, TrialError
+from tlray.errors import ClusterError, StorageError, TlrayError, TrialError
 from tlray.footprint import CUDA_CONTEXT_BYTES, gpu_share
 
 GB = 10**9
@@ -215,3 +216,17 @@ def test_the_plan_says_which_trials_share_a_gpu(
     )
     monkeypatch.setattr(planning, "gpu_bytes", lambda: 0)
     assert {trial.gpu_share for trial in planning.plan_run(config).plan.trials} == {1.0}
+
+
+def test_a_ray_of_its_own_that_does_not_start_is_not_blamed_on_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`local` is Ray's word for a Ray of the command's own, here one whose gcs_server is killed as it comes up."""
+
+    def start() -> None:
+        raise RuntimeError(".Please check gcs_server.out for details. Last connection error: None")
+
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setattr(clusters, "start_local_ray", start)
+    with pytest.raises(TlrayError, match=r"^Ray cannot be started on this machine: Please check") as caught:
+        clusters.connect()
+    assert not isinstance(caught.value, ClusterError)
+    assert caught.value.exit_code == 1

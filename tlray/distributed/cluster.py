@@ -122,9 +122,11 @@ def connect() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     silence_errors()
     address = os.environ.get("RAY_ADDRESS") or _address_of_this_machine()
+    if address == "local":  # Ray's word for one of its own
+        address = None
     tree = None
     try:
-        if address and address != "local":
+        if address:
             with without_signal_handlers():
                 ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
         else:
@@ -142,7 +144,7 @@ def connect() -> None:
                 "that can be written and have room"
             ) from error
         raise TlrayError(
-            f"Ray cannot be started on this machine: {reason_of(error).rstrip('.')}; give the same command again when "
+            f"Ray cannot be started on this machine: {reason_of(error).strip('. ')}; give the same command again when "
             "less runs here, `tlray doctor` says what memory and CPUs there are"
         ) from error
     start_watchdog(tree)

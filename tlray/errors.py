@@ -28,6 +28,7 @@ class TlrayError(Exception):
     """Base of the tree above; the message is one line that a user can act on."""
 
     exit_code = 1
+    may_pass = False  # True: the same work may succeed later, or once a file is put back; a run it failed is not done
 
 
 class InputError(TlrayError, ValueError):
@@ -51,10 +52,12 @@ class StorageError(InputError):
 
 
 class UnreachableError(StorageError):
-    pass
+    may_pass = True
 
 
 class DamagedError(StorageError):
+    may_pass = True
+
     @classmethod
     def of(cls, uri: str, remedy: str) -> "DamagedError":
         return cls(f"{uri} is damaged: {remedy}")

@@ -10,8 +10,9 @@ from made_up_run import make_run
 from rich.console import Console
 
 from tlray import storage
+from tlray.activations.errors import DamagedShardError
 from tlray.conclude import conclude
-from tlray.errors import DataError, StorageError, TrialError, UnreachableError
+from tlray.errors import DamagedError, DataError, StorageError, TrialError, UnreachableError
 from tlray.runs.trials import load_results, write_trial_result
 from tlray.storage import s3_settings
 from tlray.storage.s3_errors import RequestFailed, explained
@@ -25,6 +26,8 @@ from tlray.distributed.errors import may_pass  # noqa: E402
     "error",
     [
         UnreachableError("s3://bucket/a: no answer"),
+        DamagedError("run/trials/000/trial.json is damaged: put it back"),
+        DamagedShardError("activations/k/shards/s is damaged: a resume computes it anew"),
         ray.exceptions.RayTaskError("task", "traceback", UnreachableError("s3://bucket/a: no answer")),
         ray.exceptions.WorkerCrashedError(),
         ray.exceptions.NodeDiedError("its node died"),
@@ -32,7 +35,7 @@ from tlray.distributed.errors import may_pass  # noqa: E402
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_a_lost_store_node_or_process_may_come_back(error: BaseException) -> None:
+def test_a_lost_store_file_node_or_process_may_come_back(error: BaseException) -> None:
     assert may_pass(error)
 
 

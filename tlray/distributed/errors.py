@@ -4,11 +4,10 @@ from typing import Any
 
 import ray
 
-from tlray.errors import TlrayError, TrialError, UnreachableError
+from tlray.errors import TlrayError, TrialError
 
 LASTING = (ray.exceptions.OutOfMemoryError, ray.exceptions.RuntimeEnvSetupError)
 PASSING = (
-    UnreachableError,
     ray.exceptions.RayActorError,
     ray.exceptions.WorkerCrashedError,
     ray.exceptions.NodeDiedError,
@@ -41,7 +40,7 @@ def cause_of(error: BaseException) -> BaseException:
 
 
 def may_pass(error: BaseException | None) -> bool:
-    """Whether the same work may succeed later: the store, a node or a process was lost, and the work is not at fault.
+    """Whether the same work may succeed later: the store, a file, a node or a process was lost, and it is not at fault.
 
     Out of memory is the work's own fault: it has been started again before, and would be as large the next time.
     """
@@ -50,6 +49,8 @@ def may_pass(error: BaseException | None) -> bool:
     cause = cause_of(error)
     if isinstance(cause, LASTING) or "memory" in str(cause).lower():
         return False
+    if isinstance(cause, TlrayError) and cause.may_pass:
+        return True
     return isinstance(cause, PASSING) or may_pass(cause.__cause__)
 
 

@@ -69,7 +69,8 @@ def _run(settings: dict[str, Any], worker_of: Callable[[], Worker], report: Repo
                 "or raise sweep.gpus_per_worker where trials share a GPU"
             )
         if worker.leads:
-            write_trial_result(run_uri, failed_result(trial, run_uri, reason))
+            passes = isinstance(error, TlrayError) and error.may_pass
+            write_trial_result(run_uri, failed_result(trial, run_uri, reason, may_pass=passes))
     finally:
         release_memory()
 

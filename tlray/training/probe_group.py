@@ -275,6 +275,6 @@ def _alone(trial: TrialConfig, run_uri: str, worker: Worker, images: TrialImages
     except UnreachableError:
         raise
     except TlrayError as error:
-        result = failed_result(trial, run_uri, str(error))
+        result = failed_result(trial, run_uri, str(error), may_pass=error.may_pass)
         write_trial_result(run_uri, result)
     return result

@@ -109,7 +109,8 @@ def test_a_run_with_a_failure_that_may_pass_is_shown_and_not_done(tmp_path: Path
     make_run(run_uri, failed=[1])
     (failed,) = [row for row in load_results(run_uri) if row.status == "failed"]
     write_trial_result(run_uri, failed.model_copy(update={"may_pass": True, "error": "s3://bucket: no answer"}))
-    run: Any = SimpleNamespace(uri=run_uri, config=SimpleNamespace(seed=0))  # all that is asked for before the exports
+    asked_for = {"config": SimpleNamespace(seed=0), "manifest": SimpleNamespace(warnings=())}  # before the exports
+    run: Any = SimpleNamespace(uri=run_uri, **asked_for)
     words = rf"1 of \d+ trials failed for a reason that may pass \({failed.trial_id}: s3://bucket: no answer\)"
     with pytest.raises(TrialError, match=rf"{words}; `tlray resume {run_uri}`"):
         conclude(run, Console(file=io.StringIO()))

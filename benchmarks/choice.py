@@ -38,12 +38,12 @@ import yaml
 
 from benchmarks.choice_rivals import Curve, asha, random_search
 from benchmarks.machine import describe, shared_folder
-from tlray.budget.estimate import reserved_seconds, start_seconds
 from tlray.config import ExportConfig
-from tlray.plan import Plan, load_plan
 from tlray.ranking.result import load_ranking
-from tlray.results import LeaderboardRow
 from tlray.runs.board import load_leaderboard
+from tlray.runs.budget.estimate import reserved_seconds, start_seconds
+from tlray.runs.plan import Plan, load_plan
+from tlray.runs.results import LeaderboardRow
 
 SHARED = shared_folder()
 BACKBONES = [

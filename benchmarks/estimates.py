@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from benchmarks.machine import describe, shared_folder
-from tlray.plan import load_plan
+from tlray.runs.plan import load_plan
 
 SHARED = shared_folder()
 MOBILENET = {"id": "timm/mobilenetv2_035", "weights": f"{SHARED}/weights/mobilenetv2_035.safetensors"}

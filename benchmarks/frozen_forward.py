@@ -18,13 +18,13 @@ import torch
 from torch import nn
 
 from benchmarks.machine import describe, shared_folder
-from tlray.backbone import Backbone, build_backbone
 from tlray.config import BackboneConfig, DataConfig
 from tlray.data.loader import load_draws
 from tlray.data.manifest import Image, make_manifest
 from tlray.data.transforms import normalise
-from tlray.fold import folded
-from tlray.split import find_cut, frozen_prefix
+from tlray.models.backbone import Backbone, build_backbone
+from tlray.models.fold import folded
+from tlray.models.split import find_cut, frozen_prefix
 
 BATCH, REPEATS = 16, 3
 BACKBONES = {

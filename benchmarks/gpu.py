@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.gpu_parts import bare, limits, ours
 from benchmarks.gpu_parts.work import NUM_CLASSES, make_jpegs, scratch
-from tlray.device import given_device, start_seconds
+from tlray.process.device import given_device, start_seconds
 
 ROOT = Path(__file__).parent.parent
 FIT = ROOT / "benchmarks" / "programs" / "gpu_fit.py"

@@ -19,9 +19,10 @@ from benchmarks.programs.ingest_pass import SIZE
 from tlray import storage
 from tlray.config import DataConfig
 from tlray.data.images import Images
-from tlray.data.manifest import Manifest, make_manifest, save_manifest
+from tlray.data.manifest import Manifest, make_manifest
 from tlray.data.prepared import prepare_manifest
 from tlray.runs.folder import write_format
+from tlray.runs.manifest import save_manifest
 
 BUCKET = "photos"
 THUMBNAIL = 8

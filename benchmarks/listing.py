@@ -24,8 +24,9 @@ import pyarrow as pa
 from tlray import storage
 from tlray.config import DataConfig
 from tlray.data.inspect import Inspected
-from tlray.data.manifest import Manifest, load_manifest, make_manifest, save_manifest
+from tlray.data.manifest import Manifest, make_manifest
 from tlray.runs.folder import write_format
+from tlray.runs.manifest import load_manifest, save_manifest
 from tlray.storage import FileInfo
 
 LOCATION = "s3://bucket/datasets/photos/images"

@@ -68,10 +68,10 @@ def write_export(shared: Path, destination: Path, config: Any, classes: Sequence
     """What a run would export of a backbone with the weights it starts with."""
     import torch
 
-    from tlray.backbone import build_backbone
     from tlray.data.decode import decode
     from tlray.data.transforms import eval_transform
     from tlray.export import export_bundle
+    from tlray.models.backbone import build_backbone
 
     backbone = build_backbone(config, len(classes))
     photos = [torch.from_numpy(decode(path.read_bytes())).permute(2, 0, 1) for path in photos_in(shared)[:4]]
@@ -116,8 +116,8 @@ def write_images(shared: Path, folder: Path, count: int) -> None:
 
 
 def measure_speed(shared: Path, folder: Path, output: Path, count: int) -> dict[str, float]:
-    from tlray.backbone import load_classifier
     from tlray.config import BackboneConfig
+    from tlray.models.backbone import load_classifier
 
     config = BackboneConfig(id=ID, weights=f"{shared}/weights/{WEIGHTS}")
     export = write_export(shared, output.with_name("export"), config, load_classifier(ID, config.weights)[2])

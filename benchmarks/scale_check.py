@@ -13,8 +13,8 @@ import yaml
 
 from benchmarks.machine import shared_folder
 from benchmarks.scale_events import Cluster, Job, Stage, simulate
-from tlray.budget.estimate import REPORT_SECONDS, STARTED_TOGETHER, TUNE_SECONDS, group_seconds
-from tlray.plan import Plan, load_plan
+from tlray.runs.budget.estimate import REPORT_SECONDS, STARTED_TOGETHER, TUNE_SECONDS, group_seconds
+from tlray.runs.plan import Plan, load_plan
 
 SHARED = shared_folder()
 BACKBONES = [

@@ -37,10 +37,10 @@ from benchmarks.machine import describe
 from benchmarks.scale_check import BACKBONES, CHECKED, check, small_config
 from benchmarks.scale_events import Cluster, Job, Result, Stage, simulate
 from benchmarks.side_by_side import measure_capacity
-from tlray.budget.costs import CHECKPOINT_SECONDS
-from tlray.budget.estimate import EXPORT_SECONDS, PROBE_SHARE, REPORT_SECONDS, TUNE_SECONDS
-from tlray.budget.machines import USUAL_PROCESS
-from tlray.plan import Plan, load_plan
+from tlray.runs.budget.costs import CHECKPOINT_SECONDS
+from tlray.runs.budget.estimate import EXPORT_SECONDS, PROBE_SHARE, REPORT_SECONDS, TUNE_SECONDS
+from tlray.runs.budget.machines import USUAL_PROCESS
+from tlray.runs.plan import Plan, load_plan
 
 STRATEGIES = ["linear_probe", {"strategy": "partial", "trainable_blocks": 3}]
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)

@@ -24,11 +24,11 @@ from rich.console import Console
 
 from tlray.config import RunConfig
 from tlray.distributed.cluster import connect
-from tlray.distributed.planning import plan_on_cluster
+from tlray.distributed.on_cluster import plan_on_cluster
 from tlray.distributed.sweep import run_sweep
-from tlray.prepare import new_run_uri, prepare_run
-from tlray.progress import SweepProgress
+from tlray.runs.prepare import new_run_uri, prepare_run
 from tlray.runs.trials import load_results
+from tlray.workflows.progress import SweepProgress
 
 VIEWS = (0, 1, 2, 4, 8)
 

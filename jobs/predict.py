@@ -6,7 +6,7 @@ ray job submit --working-dir . --entrypoint-num-cpus 0 -- python jobs/predict.py
 
 from tlray.cli import main
 from tlray.cli.job import JobParser
-from tlray.ending import own_process
+from tlray.process.ending import own_process
 
 
 def predict() -> None:

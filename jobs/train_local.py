@@ -4,7 +4,7 @@ python jobs/train_local.py --config configs/smoke.yaml --trial 001-resnet18-full
 """
 
 from tlray.cli.job import JobParser
-from tlray.ending import own_process
+from tlray.process.ending import own_process
 
 
 def train() -> None:
@@ -18,9 +18,9 @@ def train() -> None:
 
     with exit_on_error():
         config = load_checked(options.config, options.overrides)
-        from tlray.console import PlainConsole
-        from tlray.local import run_local  # torch
-        from tlray.prepare import new_run_uri
+        from tlray.process.console import PlainConsole
+        from tlray.runs.prepare import new_run_uri
+        from tlray.workflows.local import run_local  # torch
 
         run_uri = new_run_uri(config)
         print_run(run_uri)

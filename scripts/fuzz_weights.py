@@ -28,7 +28,7 @@ from safetensors.torch import save
 
 from scripts.fuzz_decode import damaged
 from tlray.errors import BackboneError
-from tlray.weights.read import read_weights
+from tlray.models.weights.read import read_weights
 
 ROOT = Path(__file__).parent.parent
 MEMORY = 2**30  # bytes; the whole files have some 10 kB

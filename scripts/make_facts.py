@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from tlray.catalogue.data import FACTS, file_contents
+from tlray.catalogue.libraries import LIBRARIES, installed, library, version
 from tlray.catalogue.listing import all_models
-from tlray.libraries import LIBRARIES, installed, library, version
 
 REPOSITORY = "https://github.com/huggingface/pytorch-image-models"
 ACCURACY = "results/results-imagenet.csv"

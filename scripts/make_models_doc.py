@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tlray.catalogue import ModelFacts, all_models
 from tlray.catalogue.data import CatalogueRow, file_contents, rows
-from tlray.libraries import LIBRARIES
+from tlray.catalogue.libraries import LIBRARIES
 
 TARGET = Path(__file__).parent.parent / "docs" / "models.md"
 HEADINGS = ("#", "model", "id", "top-1 / top-5 %", "px", "parameters", "GFLOPs", "MB", "width", "blocks", "licence")

@@ -29,10 +29,10 @@ def measure(library: str, name: str, tag_of_size: dict[int, str | None]) -> dict
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from tlray.backbone import find_head
-    from tlray.blocks import trace_model
+    from tlray.catalogue.libraries import library as load
     from tlray.errors import BackboneError
-    from tlray.libraries import library as load
+    from tlray.models.backbone import find_head
+    from tlray.models.blocks import trace_model
 
     found: dict[str, Any] = {"id": f"{library}/{name}", "gmacs": {}}
     for size, tag in tag_of_size.items():
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> None:
 
 def _tasks(only: list[str]) -> list[tuple[str, str, dict[int, str | None]]]:
     """Library, architecture and the weights of each input size; small names first finds mistakes first."""
-    from tlray.libraries import installed, library
+    from tlray.catalogue.libraries import installed, library
 
     tasks = []
     for home in installed():

@@ -7,9 +7,9 @@ from typing import Any
 from small_bundle import METRICS
 
 from tlray import storage
-from tlray.bundle_sums import CHECKSUMS, CONFIG, FILES
-from tlray.results import Leaderboard, LeaderboardRow
-from tlray.runs.sealed import write_document
+from tlray.runs.bundle_sums import CHECKSUMS, CONFIG, FILES
+from tlray.runs.results import Leaderboard, LeaderboardRow
+from tlray.storage.sealed import write_document
 
 
 def fake_bundle(uri: str, trial_id: str = "001-resnet50-full", checkpoint_sha256: str | None = None) -> None:

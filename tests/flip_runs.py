@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from tlray.activations.local_pass import compute_here
-from tlray.budget.clock import Budget
 from tlray.config import BackboneConfig, RunConfig
-from tlray.planning import plan_run
-from tlray.prepare import finish, new_run_uri, prepare_run
+from tlray.planning.planner import plan_run
 from tlray.ranking.result import RankedBackbone, Ranking, save_ranking
 from tlray.runs.board import append_result, write_leaderboard
+from tlray.runs.budget.clock import Budget
 from tlray.runs.notes import leave_note
+from tlray.runs.prepare import finish, new_run_uri, prepare_run
 from tlray.training import midway
 from tlray.training.checkpoint import TrialFolder
 from tlray.training.probe_checkpoint import GroupFolder, Row

@@ -21,23 +21,23 @@ from typing import Any
 import torch
 
 from tlray.activations.charges import load_charges
-from tlray.budget.clock import read_spent
-from tlray.data.manifest import load_manifest
 from tlray.errors import TlrayError
-from tlray.lease import hold
-from tlray.plan import load_plan
-from tlray.prepare import check_derived, load_run, load_run_config, load_trial
 from tlray.ranking.result import load_ranking
-from tlray.retrain.record import load_record
 from tlray.runs.board import load_leaderboard, write_results
+from tlray.runs.budget.clock import read_spent
 from tlray.runs.folder import read_format
+from tlray.runs.lease import hold
+from tlray.runs.manifest import load_manifest
 from tlray.runs.notes import read_notes
-from tlray.runs.sealed import read_document
+from tlray.runs.plan import load_plan
+from tlray.runs.prepare import check_derived, load_run, load_run_config, load_trial
 from tlray.runs.trials import checkpoint_of, load_recorded, read_states
+from tlray.storage.sealed import read_document
 from tlray.training.checkpoint import TrialFolder, read_tensors
 from tlray.training.mend import mend
 from tlray.training.probe_checkpoint import GroupFolder
 from tlray.training.record import load_history
+from tlray.workflows.retrain.record import load_record
 
 OUTCOMES = ("same", "clear error", "recovered", "silently different", "traceback")
 BAD = OUTCOMES[3:]

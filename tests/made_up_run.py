@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 from tlray import storage
 from tlray.config import RunConfig, TrialConfig
 from tlray.config.file import dump_config
-from tlray.data.manifest import BadImage, Image, Manifest, save_manifest
-from tlray.results import TrialResult
+from tlray.config.search_space import list_trials
+from tlray.data.manifest import BadImage, Image, Manifest
 from tlray.runs.folder import CONFIG, PLAN, write_format
-from tlray.runs.sealed import write_checked
+from tlray.runs.manifest import save_manifest
+from tlray.runs.results import TrialResult
 from tlray.runs.trials import PREDICTIONS, write_trial_result
-from tlray.search_space import list_trials
+from tlray.storage.sealed import write_checked
 from tlray.training.epoch import EpochMetrics
 from tlray.training.record import Progress, save_history
 

@@ -15,15 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tlray.backbone import Backbone
 from tlray.config import BackboneConfig, DataConfig, Recipe, StrategyConfig, TrialConfig
 from tlray.data.batch import Batch, HeldEpoch, Streams
 from tlray.data.loader import load_draws
 from tlray.data.manifest import Manifest
 from tlray.data.order import evaluation_steps, train_steps
 from tlray.data.transforms import normalise
-from tlray.results import TrialResult
-from tlray.split import find_cut, frozen_prefix
+from tlray.models.backbone import Backbone
+from tlray.models.split import find_cut, frozen_prefix
+from tlray.runs.results import TrialResult
 from tlray.training.epoch import EpochMetrics
 from tlray.training.probe_group import run_probe_group
 from tlray.training.trial import TrialImages, manifest_images, run_trial

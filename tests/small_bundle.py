@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from tlray.backbone import Backbone, build_backbone
 from tlray.catalogue import Preprocessing
 from tlray.config import BackboneConfig
 from tlray.data.decode import decode
 from tlray.data.transforms import eval_transform, normalise
 from tlray.export import export_bundle
+from tlray.models.backbone import Backbone, build_backbone
 
 CLASSES = ("blue", "green", "red")  # of the image_folder fixture
 BACKBONE = BackboneConfig(id="timm/test_resnet", weights="none", input_size=64)

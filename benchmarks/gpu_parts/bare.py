@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from benchmarks.gpu_parts.work import noise_batches, trial
-from tlray.backbone import build_backbone
-from tlray.device import wait
-from tlray.freeze import freeze, train_mode
-from tlray.split import trainable_suffix
+from tlray.models.backbone import build_backbone
+from tlray.models.freeze import freeze, train_mode
+from tlray.models.split import trainable_suffix
+from tlray.process.device import wait
 from tlray.training.inputs import place
 from tlray.training.worker import Worker
 

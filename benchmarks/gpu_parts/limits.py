@@ -9,15 +9,15 @@ from concurrent.futures import ProcessPoolExecutor
 import torch
 
 from benchmarks.gpu_parts.bare import best_speed
-from tlray.backbone import build_backbone
 from tlray.catalogue import Preprocessing
 from tlray.config import BackboneConfig
 from tlray.data.images import Image
 from tlray.data.loader import load_draws
 from tlray.data.transforms import normalise
-from tlray.device import arithmetic, autocast, chosen_precision
-from tlray.fold import folded
-from tlray.split import find_cut, frozen_prefix
+from tlray.models.backbone import build_backbone
+from tlray.models.fold import folded
+from tlray.models.split import find_cut, frozen_prefix
+from tlray.process.device import arithmetic, autocast, chosen_precision
 
 BATCH = 128
 FORWARDS = 15

@@ -14,16 +14,16 @@ from tlray.activations.chunks import list_chunks
 from tlray.activations.compute import PassSettings, compute_chunks, decoders
 from tlray.activations.location import open_store
 from tlray.activations.planned import source_of
-from tlray.backbone import Backbone, build_backbone
 from tlray.catalogue import Preprocessing
 from tlray.config import BackboneConfig, RunConfig, TrialConfig
 from tlray.data.batch import Batch, HeldEpoch, Streams
 from tlray.data.read import image_reader
-from tlray.freeze import freeze
-from tlray.plan import PlannedRun
-from tlray.planning import plan_run
-from tlray.speed.steps import measure_steps
-from tlray.split import trainable_suffix
+from tlray.models.backbone import Backbone, build_backbone
+from tlray.models.freeze import freeze
+from tlray.models.split import trainable_suffix
+from tlray.planning.planner import plan_run
+from tlray.planning.speed.steps import measure_steps
+from tlray.runs.plan import PlannedRun
 from tlray.training import loop
 from tlray.training.activations import activation_streams
 from tlray.training.checkpoint import TrialFolder

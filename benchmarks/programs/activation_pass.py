@@ -11,8 +11,8 @@ import time
 
 from tlray.activations.local_pass import compute_here
 from tlray.config import RunConfig
-from tlray.planning import plan_run
-from tlray.prepare import new_run_uri
+from tlray.planning.planner import plan_run
+from tlray.runs.prepare import new_run_uri
 from tlray.training.worker import local_worker
 
 

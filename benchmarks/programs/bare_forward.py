@@ -21,7 +21,7 @@ import torch
 from tlray.data.decode import decode
 from tlray.data.transforms import eval_transform, normalise
 from tlray.export.model import load_backbone
-from tlray.prediction.classify import faster
+from tlray.inference.classify import faster
 
 NUM_IMAGES = 64  # that are preloaded
 BATCH_SIZES = (4, 16)

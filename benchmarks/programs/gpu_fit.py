@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 import torch
 
-from tlray.backbone import build_backbone
 from tlray.config import BackboneConfig, Recipe, StrategyConfig, TrialConfig
 from tlray.data.batch import Batch, Streams
+from tlray.models.backbone import build_backbone
 from tlray.training.checkpoint import TrialFolder
 from tlray.training.loop import Feed, fit
 from tlray.training.worker import local_worker

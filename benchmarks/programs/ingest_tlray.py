@@ -18,8 +18,8 @@ from tlray.config import DataConfig
 from tlray.data.batch import Streams
 from tlray.data.kept import KeptPixels
 from tlray.data.loader import make_streams
-from tlray.data.manifest import load_manifest
 from tlray.data.read import image_reader
+from tlray.runs.manifest import load_manifest
 
 PREPROCESSING = Preprocessing(
     input_size=(SIZE, SIZE), resize=SIZE, crop_mode="squash", interpolation="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3

@@ -11,8 +11,8 @@ import ray
 from rich.console import Console
 
 from tlray.cli.common import load_config
-from tlray.prepare import new_run_uri
-from tlray.run import run
+from tlray.runs.prepare import new_run_uri
+from tlray.workflows.run import run
 
 if __name__ == "__main__":
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

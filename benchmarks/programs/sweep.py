@@ -17,11 +17,11 @@ from rich.console import Console
 from benchmarks.sweep_work import Work, read_work
 from tlray.config import RunConfig
 from tlray.distributed.cluster import connect
-from tlray.distributed.planning import plan_on_cluster
+from tlray.distributed.on_cluster import plan_on_cluster
 from tlray.distributed.sweep import run_sweep
-from tlray.prepare import new_run_uri, prepare_run
-from tlray.progress import SweepProgress
+from tlray.runs.prepare import new_run_uri, prepare_run
 from tlray.runs.trials import load_results
+from tlray.workflows.progress import SweepProgress
 
 FROZEN_FRACTION = 0.75  # of the blocks: all but the last stage, in both backbones
 

@@ -14,7 +14,14 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-PRELOADED = ("tlray.cli", "tlray.run", "tlray.distributed.tune_trials", "tlray.conclude", "onnxruntime", "onnxscript")
+PRELOADED = (
+    "tlray.cli",
+    "tlray.workflows.run",
+    "tlray.distributed.tune_trials",
+    "tlray.workflows.conclude",
+    "onnxruntime",
+    "onnxscript",
+)
 
 
 class Forked:

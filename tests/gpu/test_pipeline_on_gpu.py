@@ -12,17 +12,17 @@ from tlray.activations.compute import PassSettings, compute_chunk, compute_chunk
 from tlray.activations.keys import ActivationKey
 from tlray.activations.location import open_store
 from tlray.activations.store import ActivationStore
-from tlray.backbone import build_backbone
 from tlray.config import BackboneConfig, Recipe, RunConfig, StrategyConfig, TrialConfig
 from tlray.data.batch import Batch
 from tlray.data.loader import make_streams
 from tlray.data.manifest import Manifest
 from tlray.data.to_device import on_device
-from tlray.device import fastest, given_device, gpu_bytes, num_gpus, start_seconds, withhold_gpus
-from tlray.plan import PlannedRun
-from tlray.planning import plan_run
-from tlray.prediction.classify import faster
-from tlray.speed.steps import measure_steps
+from tlray.inference.classify import faster
+from tlray.models.backbone import build_backbone
+from tlray.planning.planner import plan_run
+from tlray.planning.speed.steps import measure_steps
+from tlray.process.device import fastest, given_device, gpu_bytes, num_gpus, start_seconds, withhold_gpus
+from tlray.runs.plan import PlannedRun
 from tlray.training.activations import activation_streams
 from tlray.training.commits import snapshot
 from tlray.training.metrics import ClassificationSums

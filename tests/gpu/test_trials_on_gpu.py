@@ -11,12 +11,12 @@ import pytest
 import torch
 from probe_runs import activation_images, holding, make_trials
 
-from tlray.backbone import build_backbone
 from tlray.config import BackboneConfig, DataConfig, Recipe, StrategyConfig, TrialConfig
 from tlray.data.batch import Batch, Streams
 from tlray.data.manifest import Manifest
-from tlray.freeze import parameter_groups
-from tlray.results import TrialResult
+from tlray.models.backbone import build_backbone
+from tlray.models.freeze import parameter_groups
+from tlray.runs.results import TrialResult
 from tlray.training import loop
 from tlray.training.checkpoint import TrialFolder
 from tlray.training.epoch import EpochMetrics

@@ -9,14 +9,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from tlray.backbone import build_backbone
 from tlray.config import RunConfig
 from tlray.data.loader import load_draws
 from tlray.data.transforms import normalise
-from tlray.prepare import Run, load_run, new_run_uri
-from tlray.results import TrialResult
-from tlray.run import features, run
+from tlray.models.backbone import build_backbone
+from tlray.runs.prepare import Run, load_run, new_run_uri
+from tlray.runs.results import TrialResult
 from tlray.runs.trials import load_results
+from tlray.workflows.run import features, run
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
 MakeConfig = Callable[..., RunConfig]

@@ -24,7 +24,7 @@ import json, sys
 from rich.console import Console
 from tlray.cli.common import exit_on_error
 from tlray.config import RunConfig
-from tlray.run import run
+from tlray.workflows.run import run
 
 with exit_on_error():
     run(RunConfig.model_validate_json(sys.argv[1]), sys.argv[2], Console(width=200))

@@ -10,16 +10,16 @@ from rich.console import Console
 
 from tlray.activations.location import open_store
 from tlray.activations.stored import as_stored_now
-from tlray.budget.clock import Budget
-from tlray.conclude import conclude
 from tlray.config import RunConfig
 from tlray.distributed import sweep
 from tlray.distributed.sweep import run_sweep
-from tlray.planning import plan_run
-from tlray.prepare import Run, load_run, new_run_uri, prepare_run
-from tlray.progress import SweepProgress
-from tlray.results import TrialResult
+from tlray.planning.planner import plan_run
+from tlray.runs.budget.clock import Budget
+from tlray.runs.prepare import Run, load_run, new_run_uri, prepare_run
+from tlray.runs.results import TrialResult
 from tlray.runs.trials import load_results, write_trial_result
+from tlray.workflows.conclude import conclude
+from tlray.workflows.progress import SweepProgress
 
 MakeConfig = Callable[..., RunConfig]
 

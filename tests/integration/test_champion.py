@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 from fake_bundle import fake_bundle
 
-from tlray import lease as leases
 from tlray import storage
-from tlray.champion import (
+from tlray.config import DataConfig
+from tlray.data.manifest import make_manifest
+from tlray.errors import InputError, NothingToDo, StorageError, TrialError
+from tlray.runs import lease as leases
+from tlray.runs.champion import (
     Candidate,
     Champion,
     ChampionChanged,
@@ -28,12 +31,9 @@ from tlray.champion import (
     read_champion,
     rollback,
 )
-from tlray.config import DataConfig
-from tlray.data.manifest import make_manifest
-from tlray.errors import InputError, NothingToDo, StorageError, TrialError
-from tlray.lease import Lease, hold
-from tlray.retrain.changes import all_still_there, list_data
-from tlray.runs.sealed import sealed
+from tlray.runs.lease import Lease, hold
+from tlray.storage.sealed import sealed
+from tlray.workflows.retrain.changes import all_still_there, list_data
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
@@ -274,8 +274,8 @@ def test_of_many_who_find_a_dead_lease_one_takes_it(home: str) -> None:
 
 HOLD_AND_DIE = """
 import os, sys
-from tlray.retrain.changes import all_still_there, list_data
-from tlray.lease import hold
+from tlray.workflows.retrain.changes import all_still_there, list_data
+from tlray.runs.lease import hold
 with hold(sys.argv[1], "another retraining"):
     os.kill(os.getpid(), 9)
 """

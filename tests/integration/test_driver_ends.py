@@ -20,7 +20,7 @@ pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parent.parent.parent
 WORKS = """
 import time
-from tlray.ending import interruptible, own_process
+from tlray.process.ending import interruptible, own_process
 
 def work():
     with interruptible("`tlray resume RUN` goes on"):

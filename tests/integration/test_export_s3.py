@@ -13,13 +13,13 @@ from small_bundle import BACKBONE, CLASSES, COUNTS, METRICS, small_bundle
 
 import tlray
 from tlray import storage
-from tlray.bundle_sums import check_whole
 from tlray.errors import DataError
 from tlray.export import bundle as bundle_module
 from tlray.export import export_bundle
 from tlray.export.of_run import bundles
-from tlray.predict import evaluate, predict
+from tlray.inference.predict import evaluate, predict
 from tlray.report import write_report
+from tlray.runs.bundle_sums import check_whole
 from tlray.runs.trials import load_results
 
 pytestmark = pytest.mark.s3

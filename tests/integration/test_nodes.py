@@ -13,8 +13,8 @@ import pytest
 from ray_clusters import RunningCluster, fixed_cluster, kill_node, start_worker
 
 from tlray.config import RunConfig
-from tlray.results import Leaderboard
 from tlray.runs.board import load_leaderboard
+from tlray.runs.results import Leaderboard
 from tlray.runs.trials import load_results
 
 MakeConfig = Callable[..., RunConfig]
@@ -26,7 +26,7 @@ import sys
 from rich.console import Console
 from tlray.cli.common import exit_on_error
 from tlray.config import RunConfig
-from tlray.run import run
+from tlray.workflows.run import run
 
 with exit_on_error():
     run(RunConfig.model_validate_json(sys.argv[1]), sys.argv[2], Console(width=200))

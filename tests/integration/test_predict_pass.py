@@ -19,9 +19,9 @@ from tlray.cli import main
 from tlray.distributed.predict_pass import predict_on_cluster
 from tlray.errors import DataError, InputError, TlrayError
 from tlray.export import load
-from tlray.prediction import parts
-from tlray.prediction.outlook import look_ahead
-from tlray.prediction.output import PredictionSummary
+from tlray.inference import parts
+from tlray.inference.outlook import look_ahead
+from tlray.inference.output import PredictionSummary
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
 

@@ -16,7 +16,7 @@ from tlray.data.manifest import make_manifest
 from tlray.distributed import prepare_pass
 from tlray.distributed.prepare_pass import prepare_on_cluster
 from tlray.errors import DataError
-from tlray.planning import plan_run
+from tlray.planning.planner import plan_run
 
 MakeConfig = Callable[..., RunConfig]
 

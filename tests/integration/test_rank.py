@@ -9,10 +9,10 @@ from rich.console import Console
 
 from tlray import storage
 from tlray.config import RunConfig
-from tlray.prepare import load_run, new_run_uri
 from tlray.ranking.result import load_ranking
-from tlray.run import rank, resume, run
+from tlray.runs.prepare import load_run, new_run_uri
 from tlray.runs.trials import load_results
+from tlray.workflows.run import rank, resume, run
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
 MakeConfig = Callable[..., RunConfig]

@@ -19,17 +19,18 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from tlray import lease, storage
-from tlray.champion import history, load_champion, rollback
+from tlray import storage
 from tlray.config.file import parse_config
 from tlray.data.splits import position
 from tlray.errors import NothingToDo
-from tlray.predict import open_model
-from tlray.prepare import load_run
-from tlray.retrain.drift import Drift
-from tlray.retrain.flow import retrain
-from tlray.retrain.record import Record
+from tlray.inference.predict import open_model
+from tlray.runs import lease
+from tlray.runs.champion import history, load_champion, rollback
+from tlray.runs.prepare import load_run
 from tlray.runs.trials import load_results
+from tlray.workflows.retrain.drift import Drift
+from tlray.workflows.retrain.flow import retrain
+from tlray.workflows.retrain.record import Record
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 

@@ -15,13 +15,13 @@ from rich.console import Console
 from tlray import storage
 from tlray.config import RunConfig
 from tlray.errors import DataError, TlrayError
-from tlray.local import run_local
-from tlray.planning import plan_run
-from tlray.prepare import Run, new_run_uri, prepare_run
+from tlray.planning.planner import plan_run
+from tlray.runs.prepare import Run, new_run_uri, prepare_run
 from tlray.runs.trials import load_results
 from tlray.training.run_images import run_images
 from tlray.training.trial import run_trial
 from tlray.training.worker import local_worker
+from tlray.workflows.local import run_local
 
 pytestmark = pytest.mark.s3
 

@@ -16,9 +16,10 @@ import pytest
 
 from tlray import storage
 from tlray.config import DataConfig
-from tlray.data.manifest import load_manifest, make_manifest, save_manifest
+from tlray.data.manifest import make_manifest
 from tlray.errors import DataError, StorageError
 from tlray.runs.folder import write_format
+from tlray.runs.manifest import load_manifest, save_manifest
 
 pytestmark = pytest.mark.s3
 ROOT = Path(__file__).parent.parent.parent

@@ -19,11 +19,11 @@ from tlray.distributed.resources import trial_resources
 from tlray.distributed.stream import ray_streams
 from tlray.distributed.sweep import run_sweep
 from tlray.errors import ClusterError, DataError
-from tlray.planning import plan_run
-from tlray.prepare import Run, new_run_uri, prepare_run
-from tlray.progress import SweepProgress
+from tlray.planning.planner import plan_run
+from tlray.runs.prepare import Run, new_run_uri, prepare_run
 from tlray.runs.trials import load_results
 from tlray.training.worker import Worker
+from tlray.workflows.progress import SweepProgress
 
 MakeConfig = Callable[..., RunConfig]
 

@@ -14,14 +14,14 @@ from rich.console import Console
 
 from tlray import storage
 from tlray.config import RunConfig
-from tlray.prepare import load_run, new_run_uri
-from tlray.progress import SweepProgress
-from tlray.results import TrialResult
-from tlray.run import resume, run
+from tlray.runs.prepare import load_run, new_run_uri
+from tlray.runs.results import TrialResult
 from tlray.runs.trials import load_results
 from tlray.training.run_images import run_images
 from tlray.training.trial import manifest_images, run_trial, trial_folder
 from tlray.training.worker import local_worker
+from tlray.workflows.progress import SweepProgress
+from tlray.workflows.run import resume, run
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
 MakeConfig = Callable[..., RunConfig]
@@ -119,7 +119,7 @@ def test_asha_stops_trials_early_and_a_stopped_trial_frees_its_cpu_at_once(
             events.append(("ended", result.trial_id))
             super().trial_ended(result)
 
-    monkeypatch.setattr("tlray.run.SweepProgress", Recorder)
+    monkeypatch.setattr("tlray.workflows.run.SweepProgress", Recorder)
     config = make_config(
         training={"epochs": 8, "batch_size": 4, "augmentation": "none"},
         search_space={"lr": {"grid": [0.01, 0.003, 1e-7, 1.1e-7, 1.2e-7, 1.3e-7]}},

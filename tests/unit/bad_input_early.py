@@ -3,7 +3,7 @@
 import hashlib
 
 from tests.unit.bad_input_case import CONFIG, Case, changed, command, override, text
-from tlray.runs.sealed import sealed
+from tlray.storage.sealed import sealed
 
 DEEP = "[" * 20_000
 LONG = "x" * 5000

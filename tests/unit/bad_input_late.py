@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from tests.unit.bad_input_case import Content, command, planned, png
-from tlray.champion import FORMAT_VERSION
 from tlray.data.splits import position
-from tlray.runs.sealed import sealed
+from tlray.runs.champion import FORMAT_VERSION
+from tlray.storage.sealed import sealed
 
 
 def folders(name: str, counts: dict[str, int], first: int = 0) -> dict[str, Content]:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from tlray.config import RunConfig
-from tlray.doctor.check import Check
-from tlray.doctor.packages import TorchFacts
+from tlray.planning.doctor.check import Check
+from tlray.planning.doctor.packages import TorchFacts
 
 NETWORK = {"id": "timm/test_resnet", "weights": "none", "input_size": 32}
 CPU = TorchFacts(torch="2.15.0", cuda=None, gpus=(), torchvision="0.29.2")

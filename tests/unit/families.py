@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from tlray.backbone import Backbone, build_backbone
-from tlray.blocks import trace_model
 from tlray.catalogue import default_preprocessing
 from tlray.config import BackboneConfig
+from tlray.models.backbone import Backbone, build_backbone
+from tlray.models.blocks import trace_model
 
 # input size, and options that make the model small or switch its dropout on; the families whose smallest member takes
 # seconds (AlexNet, Inception v4, NASNet) stand in test_split_catalogue.py alone

@@ -7,9 +7,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.unit.families import images_for, randomise_norms
-from tlray.backbone import Backbone, find_head
-from tlray.blocks import trace_model
-from tlray.split import find_cut, frozen_prefix, trainable_suffix
+from tlray.models.backbone import Backbone, find_head
+from tlray.models.blocks import trace_model
+from tlray.models.split import find_cut, frozen_prefix, trainable_suffix
 
 # fields of ModelFacts that a library may state
 FACTS = {

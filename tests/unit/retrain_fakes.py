@@ -14,16 +14,16 @@ from fake_bundle import fake_bundle
 from rich.console import Console
 
 from tlray import storage
-from tlray.champion import Candidate, Champion
 from tlray.config import RunConfig, WarmStart
+from tlray.config.search_space import list_trials
 from tlray.data.manifest import Manifest, make_manifest
 from tlray.errors import TrialError
-from tlray.plan import Plan, PlannedRun
-from tlray.prepare import Run, load_run, prepare_run
-from tlray.retrain.flow import retrain
-from tlray.retrain.record import Record
-from tlray.retrain.verdict import Verdict
-from tlray.search_space import list_trials
+from tlray.runs.champion import Candidate, Champion
+from tlray.runs.plan import Plan, PlannedRun
+from tlray.runs.prepare import Run, load_run, prepare_run
+from tlray.workflows.retrain.flow import retrain
+from tlray.workflows.retrain.record import Record
+from tlray.workflows.retrain.verdict import Verdict
 
 NETWORK = "timm/test_resnet"
 
@@ -147,7 +147,7 @@ def world(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     pytest.importorskip("ray")
     import tlray.distributed.cluster
     import tlray.distributed.manifest_pass
-    import tlray.run
+    import tlray.workflows.run
 
     shutil.copytree(image_folder, tmp_path / "images")
     made = World(tmp_path)
@@ -157,10 +157,10 @@ def world(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "make_manifest_on_cluster",
         lambda config, earlier, progress: make_manifest(config.data),
     )
-    monkeypatch.setattr(tlray.run, "run", made.sweep)
-    monkeypatch.setattr(tlray.run, "resume", made.resume)
+    monkeypatch.setattr(tlray.workflows.run, "run", made.sweep)
+    monkeypatch.setattr(tlray.workflows.run, "resume", made.resume)
     monkeypatch.setattr("tlray.catalogue.resolve_id", lambda backbone_id: backbone_id)
-    duel = ModuleType("tlray.retrain.duel")  # the real one, and resolving ids, would import torch
+    duel = ModuleType("tlray.workflows.retrain.duel")  # the real one, and resolving ids, would import torch
     monkeypatch.setattr(duel, "make_record", made.duel, raising=False)
-    monkeypatch.setitem(sys.modules, "tlray.retrain.duel", duel)
+    monkeypatch.setitem(sys.modules, "tlray.workflows.retrain.duel", duel)
     return made

@@ -17,12 +17,12 @@ from tlray.activations.location import open_store
 from tlray.activations.shard import serialise
 from tlray.activations.shard_image import ShardImage
 from tlray.activations.store import ActivationStore
-from tlray.backbone import build_backbone
 from tlray.config import BackboneConfig, RunConfig
 from tlray.data.images import Image
 from tlray.data.load import load_image
-from tlray.plan import PlannedRun
-from tlray.planning import plan_run
+from tlray.models.backbone import build_backbone
+from tlray.planning.planner import plan_run
+from tlray.runs.plan import PlannedRun
 
 NETWORKS = ["timm/test_resnet", "timm/test_vit"]
 

@@ -15,7 +15,7 @@ from tlray import storage
 from tlray.activations.shard import MAPS
 from tlray.activations.store import ActivationStore
 from tlray.errors import StorageError
-from tlray.stores import eviction, lease
+from tlray.storage.stores import eviction, lease
 
 KEYS = [sample_key(view=view) for view in range(4)]
 IDS = image_ids(4)
@@ -25,7 +25,7 @@ HOLD_A_LEASE = """
 import sys
 from activation_samples import sample_key
 from tlray.activations.store import ActivationStore
-from tlray.stores import eviction, lease
+from tlray.storage.stores import eviction, lease
 store = ActivationStore(sys.argv[1], cache="")
 with store.lease("killed", [sample_key(view=0)]):
     print("held", flush=True)

@@ -16,7 +16,7 @@ import json, sys
 import numpy as np
 import torch
 from activation_samples import KEY, image_ids
-from tlray.stores import maps
+from tlray.storage.stores import maps
 from tlray.activations.store import ActivationStore
 
 uri, num_images, release, order = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]

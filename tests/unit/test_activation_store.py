@@ -18,7 +18,7 @@ from tlray.activations.errors import ActivationError
 from tlray.activations.shard import MAPS
 from tlray.activations.store import ActivationStore
 from tlray.errors import StorageError
-from tlray.stores import maps
+from tlray.storage.stores import maps
 
 IDS = image_ids(40)
 FOLDER = f"activations/{KEY.digest}"

@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 from tlray.activations.decision import within
 from tlray.activations.local_pass import compute_here
 from tlray.activations.location import Room
-from tlray.backbone import Backbone, build_backbone
 from tlray.config import BackboneConfig, RunConfig
-from tlray.planning import plan_run
-from tlray.prepare import Run, new_run_uri, prepare_run
-from tlray.results import TrialResult
-from tlray.split import SplitError
+from tlray.models.backbone import Backbone, build_backbone
+from tlray.models.split import SplitError
+from tlray.planning.planner import plan_run
+from tlray.runs.prepare import Run, new_run_uri, prepare_run
+from tlray.runs.results import TrialResult
 from tlray.training.epoch import EpochMetrics
 from tlray.training.run_images import run_images
 from tlray.training.trial import run_trial

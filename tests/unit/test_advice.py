@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tlray.advice import (
+from tlray.config import RunConfig
+from tlray.config.file import dump_config, parse_config
+from tlray.errors import ConfigError
+from tlray.planning.planner import plan_run
+from tlray.ranking.advice import (
     FAR,
     FEW_IMAGES,
     FEW_PER_CLASS,
@@ -17,11 +21,7 @@ from tlray.advice import (
     advise,
     facts_of,
 )
-from tlray.config import RunConfig
-from tlray.config.file import dump_config, parse_config
-from tlray.errors import ConfigError
-from tlray.plan import plan_tables
-from tlray.planning import plan_run
+from tlray.runs.plan import plan_tables
 
 TEXT = "name: x\ndata: {train: images}\nbackbones: [timm/test_resnet]\n"
 NETWORK = {"id": "timm/test_resnet", "weights": "none", "input_size": 32}

@@ -10,9 +10,9 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from tlray.backbone import build_backbone, load_classifier
 from tlray.config import BackboneConfig
 from tlray.errors import BackboneError
+from tlray.models.backbone import build_backbone, load_classifier
 
 torch.set_num_threads(1)
 

@@ -10,8 +10,8 @@ import torch
 import torchvision
 from torch import nn
 
-from tlray.blocks import Trace, trace_model
 from tlray.errors import BackboneError
+from tlray.models.blocks import Trace, trace_model
 
 torch.set_num_threads(1)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from tlray.budget.choice import choose, limit_seconds, limit_trials
-from tlray.budget.clock import Budget
-from tlray.budget.worth import backbone_key, by_worth
 from tlray.config import BackboneConfig, PricesConfig, Recipe, RunConfig, StrategyConfig, TrialConfig
 from tlray.errors import StorageError
-from tlray.runs.sealed import read_document, write_document
+from tlray.runs.budget.choice import choose, limit_seconds, limit_trials
+from tlray.runs.budget.clock import Budget
+from tlray.runs.budget.worth import backbone_key, by_worth
+from tlray.storage.sealed import read_document, write_document
 
 
 def trials_of(**counts: int) -> list[TrialConfig]:

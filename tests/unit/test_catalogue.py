@@ -14,8 +14,7 @@ from timm.data import create_transform, resolve_data_config
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from tlray import libraries
-from tlray.catalogue import Preprocessing, default_preprocessing, facts_of, list_models, listing, resolve_id
+from tlray.catalogue import Preprocessing, default_preprocessing, facts_of, libraries, list_models, listing, resolve_id
 from tlray.catalogue.data import file_contents
 from tlray.errors import BackboneError
 
@@ -246,7 +245,7 @@ def test_a_second_start_reads_the_cache_and_imports_no_library() -> None:
 
 def test_a_library_that_is_not_installed_says_which_extra_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libraries, "LIBRARIES", {**libraries.LIBRARIES, "timm": "no-such-distribution"})
-    monkeypatch.setattr("tlray.libraries.timm.EXTRA", "more")
+    monkeypatch.setattr("tlray.catalogue.libraries.timm.EXTRA", "more")
     with pytest.raises(BackboneError, match=r"timm is not installed: pip install 'tlray\[more\]'"):
         resolve_id("timm/resnet10t")
     assert "timm" not in libraries.installed()

@@ -9,16 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from tlray import latency
-from tlray.catalogue import ModelFacts, all_models, select
+from tlray.catalogue import ModelFacts, all_models, latency, select
 from tlray.catalogue.acceptance import check_licences
+from tlray.catalogue.preprocessing import Preprocessing
 from tlray.catalogue.query import find, matches, ordered
 from tlray.catalogue.select import select_backbones
 from tlray.config import RunConfig
 from tlray.config.file import dump_config, parse_config
 from tlray.errors import ConfigError
-from tlray.planning import plan_run
-from tlray.preprocessing import Preprocessing
+from tlray.planning.planner import plan_run
 
 torch.set_num_threads(1)
 
@@ -151,7 +150,7 @@ def test_a_licence_that_binds_must_be_accepted_by_name_before_anything_is_planne
 
 
 def test_the_licence_of_a_librarys_code_binds_with_random_weights_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tlray.libraries.timm.facts", lambda name, tag: {"licence": "AGPL-3.0"})
+    monkeypatch.setattr("tlray.catalogue.libraries.timm.facts", lambda name, tag: {"licence": "AGPL-3.0"})
     asked = "[{id: timm/resnet10t, weights: none}]"
     with pytest.raises(ConfigError, match=r"AGPL-3\.0"):
         check_licences(config(asked))

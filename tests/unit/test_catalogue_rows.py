@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tlray import libraries
-from tlray.backbone import build_backbone
-from tlray.catalogue import default_preprocessing, facts_of, resolve_id, split_id
+from tlray.catalogue import default_preprocessing, facts_of, libraries, resolve_id, split_id
 from tlray.catalogue.data import rows
 from tlray.config import BackboneConfig
 from tlray.errors import BackboneError
+from tlray.models.backbone import build_backbone
 
 ROOT = Path(__file__).parent.parent.parent
 IDS = list(dict.fromkeys(id_ for row in rows() for id_ in row.ids))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tlray.errors import TrialError
-from tlray.freeze import hash_tensors
+from tlray.models.freeze import hash_tensors
 from tlray.runs.notes import read_notes
 from tlray.training.checkpoint import TrialFolder, pack, unpack_model, unpack_optimizer
 from tlray.training.epoch import EpochMetrics

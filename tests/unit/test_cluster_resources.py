@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import requests
 
-from tlray import planning
 from tlray.config import RunConfig
 from tlray.distributed import cluster as clusters
 from tlray.distributed.autoscaling import Growth, NodeType, growth_of, of_kubernetes
@@ -15,7 +14,8 @@ from tlray.distributed.cluster import ClusterSummary, Node
 from tlray.distributed.resources import cpu_tasks, model_tasks, trial_resources
 from tlray.distributed.tasks import load_trial, take_given_gpu
 from tlray.errors import ClusterError, StorageError, TlrayError, TrialError
-from tlray.footprint import CUDA_CONTEXT_BYTES, gpu_share
+from tlray.planning import planner as planning
+from tlray.planning.footprint import CUDA_CONTEXT_BYTES, gpu_share
 
 GB = 10**9
 HEAD = Node(node_id="head", is_head=True, resources={"CPU": 0, "memory": 4e9, "node:__internal_head__": 1.0})

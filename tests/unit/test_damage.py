@@ -13,12 +13,12 @@ import pytest
 from tests import flips
 from tests.flip_runs import make_config, make_finished, make_interrupted
 from tlray.errors import DamagedError, StorageError
-from tlray.prepare import load_run
 from tlray.report.html import write_report
 from tlray.runs.board import make_leaderboard
 from tlray.runs.notes import read_notes
-from tlray.runs.sealed import read_document, sealed, unsealed, write_document
+from tlray.runs.prepare import load_run
 from tlray.runs.trials import checkpoint_of, load_results, read_trial_result
+from tlray.storage.sealed import read_document, sealed, unsealed, write_document
 from tlray.training.checkpoint import TrialFolder
 from tlray.training.mend import mend
 from tlray.training.run_images import run_images

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from tlray.config.file import parse_config
-from tlray.demo import demo_config
-from tlray.search_space import list_trials
+from tlray.config.search_space import list_trials
+from tlray.workflows.demo import demo_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

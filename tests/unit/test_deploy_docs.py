@@ -19,7 +19,7 @@ import yaml
 
 import tlray.cli.commands
 import tlray.cli.job
-import tlray.ending
+import tlray.process.ending
 
 ROOT = Path(__file__).parent.parent.parent
 GUIDES = ["docs/aws.md", "docs/kubernetes.md"]
@@ -120,7 +120,7 @@ def check_job(words: list[str]) -> None:
         patch.setattr(sys, "argv", [script, *words[2:]])
         patch.setattr(tlray.cli, "main", said.append)  # imported by the script itself
         patch.setattr(tlray.cli.job, "main", said.append)
-        for module in (tlray.ending, tlray.cli.job):
+        for module in (tlray.process.ending, tlray.cli.job):
             patch.setattr(module, "own_process", lambda work: work())  # it would end this process too
         runpy.run_path(str(ROOT / script), run_name="__main__")
     check_tlray(said[0])

@@ -9,20 +9,20 @@ import pytest
 import torch
 from torch import nn
 
-from tlray import device
 from tlray.activations import decision
-from tlray.backbone import build_backbone
-from tlray.budget.costs import ReadSeconds, StepSeconds
-from tlray.budget.estimate import TrialCost, sweep_stages
-from tlray.budget.machines import Machines
 from tlray.config import BackboneConfig, Recipe, RunConfig, StrategyConfig, TrialConfig
-from tlray.device import CPU, arithmetic, chosen_precision, fastest, given_device, withhold_gpus
+from tlray.config.search_space import list_trials
 from tlray.distributed.tasks import take_given_gpu
-from tlray.doctor import packages
-from tlray.precision import with_chosen_precision
-from tlray.search_space import list_trials
-from tlray.speed.trials import TimedTrial, trials_that_pay
-from tlray.split import find_cut
+from tlray.models.backbone import build_backbone
+from tlray.models.split import find_cut
+from tlray.planning.doctor import packages
+from tlray.planning.precision import with_chosen_precision
+from tlray.planning.speed.trials import TimedTrial, trials_that_pay
+from tlray.process import device
+from tlray.process.device import CPU, arithmetic, chosen_precision, fastest, given_device, withhold_gpus
+from tlray.runs.budget.costs import ReadSeconds, StepSeconds
+from tlray.runs.budget.estimate import TrialCost, sweep_stages
+from tlray.runs.budget.machines import Machines
 from tlray.training.fusion import can_fuse
 from tlray.training.worker import local_worker
 

@@ -94,15 +94,6 @@ def test_every_file_that_the_guides_link_or_name_exists() -> None:
         assert not missing, f"{guide} names {missing}"
 
 
-def test_the_readmes_file_tree_is_the_real_one() -> None:
-    tree = re.search(r"^tlray/ .*?(?=^jobs/)", README, flags=re.MULTILINE | re.DOTALL)
-    assert tree is not None
-    columns = re.findall(r"^  (\w.*?)  ", tree.group(), flags=re.MULTILINE)
-    names = {name.strip().rstrip("/") for column in columns for name in column.split(",")}
-    real = {path.name.removesuffix(".py") for path in (ROOT / "tlray").iterdir() if path.name[0] not in "_."}
-    assert names == real
-
-
 def test_no_file_names_somebodys_folder_or_a_package_registry() -> None:
     found = []
     for path in files_in_git():

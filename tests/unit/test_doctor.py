@@ -10,13 +10,13 @@ from PIL import Image
 from rich.console import Console
 
 from tests.unit.doctor_fakes import CPU, GPU, FakeCluster, FakeResources, make_config
-from tlray import doctor
-from tlray.doctor import Check, checks_table, run_checks
-from tlray.doctor import machine as machine_module
-from tlray.doctor import packages as packages_module
-from tlray.doctor import trial as trial_module
-from tlray.doctor.machine import check_cluster, check_gpus, check_open_files, check_shared_memory, memory_bytes
-from tlray.doctor.packages import Needs, check_packages, check_python, check_torch, read_needs
+from tlray.planning import doctor
+from tlray.planning.doctor import Check, checks_table, run_checks
+from tlray.planning.doctor import machine as machine_module
+from tlray.planning.doctor import packages as packages_module
+from tlray.planning.doctor import trial as trial_module
+from tlray.planning.doctor.machine import check_cluster, check_gpus, check_open_files, check_shared_memory, memory_bytes
+from tlray.planning.doctor.packages import Needs, check_packages, check_python, check_torch, read_needs
 
 NEEDS = Needs(
     python=SpecifierSet(">=3.11"), packages=(Requirement("torch>=2.15,<2.16"), Requirement("torchvision>=0.29.2"))

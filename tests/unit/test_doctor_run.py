@@ -9,12 +9,12 @@ from safetensors.torch import save
 
 from tests.unit.doctor_fakes import CPU, GPU, NETWORK, FakeCluster, FakeResources, make_config, only
 from tlray.config import RunConfig
-from tlray.doctor import locations as locations_module
-from tlray.doctor import trial as trial_module
-from tlray.doctor.locations import check_images, check_s3, check_storage, check_weights
-from tlray.doctor.packages import TorchFacts
-from tlray.doctor.trial import check_resources, check_trials
 from tlray.errors import ClusterError
+from tlray.planning.doctor import locations as locations_module
+from tlray.planning.doctor import trial as trial_module
+from tlray.planning.doctor.locations import check_images, check_s3, check_storage, check_weights
+from tlray.planning.doctor.packages import TorchFacts
+from tlray.planning.doctor.trial import check_resources, check_trials
 
 # ---- locations
 

@@ -8,9 +8,9 @@ import yaml
 
 from tlray.cli import main
 from tlray.config import RunConfig
-from tlray.planning import plan_run
-from tlray.prepare import new_run_uri, prepare_run
-from tlray.results import TrialResult
+from tlray.planning.planner import plan_run
+from tlray.runs.prepare import new_run_uri, prepare_run
+from tlray.runs.results import TrialResult
 from tlray.runs.trials import write_trial_result
 
 

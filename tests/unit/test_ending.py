@@ -10,7 +10,10 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-START = "from tlray.ending import at_hard_end, interruptible, own_process, stop\nimport tlray.ending, os, sys, time\n"
+START = """
+from tlray.process.ending import at_hard_end, interruptible, own_process, stop
+import tlray.process.ending, os, sys, time
+"""
 
 
 def started(program: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -94,7 +97,7 @@ def test_a_second_signal_ends_what_hangs_on_the_way_out_and_leaves_nothing(tmp_p
 
 def test_what_hangs_on_the_way_out_is_ended_after_the_grace(tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
-    process = started(f"tlray.ending.GRACE = 1.0\n{HANGS_ON_THE_WAY_OUT}", str(tmp_path / "scratch"))
+    process = started(f"tlray.process.ending.GRACE = 1.0\n{HANGS_ON_THE_WAY_OUT}", str(tmp_path / "scratch"))
     code, errors = ended(process, signal.SIGTERM)
     assert (code, errors) == (130, ["error: interrupted by SIGTERM; `tlray resume RUN` goes on"])
     assert not (tmp_path / "scratch").exists()
@@ -102,7 +105,7 @@ def test_what_hangs_on_the_way_out_is_ended_after_the_grace(tmp_path: Path) -> N
 
 def test_a_stop_that_a_library_swallows_is_carried_out_all_the_same() -> None:
     process = started("""
-tlray.ending.GRACE = 1.0
+tlray.process.ending.GRACE = 1.0
 def work():
     with interruptible("start it again"):
         print("ready", flush=True)
@@ -118,7 +121,7 @@ own_process(work)
 
 def test_a_signal_in_a_destructor_is_no_traceback() -> None:
     process = started("""
-tlray.ending.GRACE = 1.0
+tlray.process.ending.GRACE = 1.0
 class Slow:
     def __del__(self):
         print("ready", flush=True)
@@ -162,7 +165,7 @@ own_process(work)
 def test_a_watching_thread_ends_a_process_whose_main_thread_is_in_a_call_that_does_not_return() -> None:
     process = started("""
 import threading
-tlray.ending.GRACE = 1.0
+tlray.process.ending.GRACE = 1.0
 def work():
     with interruptible("`tlray resume RUN` goes on"):
         threading.Thread(target=lambda: (print("ready", flush=True), stop(1, "the raylet has died"))).start()
@@ -193,7 +196,7 @@ own_process(work)
 def test_a_tree_of_processes_ends_with_those_whose_parent_has_died_and_without_others() -> None:
     process = started("""
 import subprocess
-from tlray.process_tree import ProcessTree
+from tlray.process.process_tree import ProcessTree
 other = subprocess.Popen(["sleep", "60"])
 tree = ProcessTree()
 parent = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE, text=True)

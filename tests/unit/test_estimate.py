@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tlray.activations.planned import ActivationSource
-from tlray.budget.estimate import (
+from tlray.config import BackboneConfig, ExportConfig, PricesConfig, SweepConfig
+from tlray.runs.budget.estimate import (
     TrialCost,
     conclusion_seconds,
     estimate_run,
@@ -15,8 +16,7 @@ from tlray.budget.estimate import (
     start_seconds,
     sweep_seconds,
 )
-from tlray.budget.machines import Machines, cpus_of_a_pass_task
-from tlray.config import BackboneConfig, ExportConfig, PricesConfig, SweepConfig
+from tlray.runs.budget.machines import Machines, cpus_of_a_pass_task
 
 MACHINES = Machines(concurrent_trials=2, process_seconds=10)
 

@@ -22,7 +22,6 @@ from small_bundle import BACKBONE, CLASSES, COUNTS, METRICS, SmallBundle, small_
 from torch import nn
 
 import tlray
-from tlray.backbone import build_backbone
 from tlray.catalogue import Preprocessing
 from tlray.config import BackboneConfig
 from tlray.data.decode import decode
@@ -31,6 +30,7 @@ from tlray.errors import DataError, TlrayError
 from tlray.export import bundle as bundle_module
 from tlray.export import export_bundle, load
 from tlray.export.card import weights_licence
+from tlray.models.backbone import build_backbone
 
 FILES = ["MODEL_CARD.md", "SHA256SUMS", "config.json", "metrics.json", "model.onnx", "model.pt2", "model.safetensors"]
 

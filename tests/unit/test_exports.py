@@ -14,25 +14,25 @@ import pytest
 from fake_bundle import write_board
 
 from tlray import storage
-from tlray.bundle_sums import CHECKSUMS, check_whole
-from tlray.champion import load_champion, promote, read_champion, rollback
 from tlray.config import RunConfig
+from tlray.config.search_space import list_trials
 from tlray.data.manifest import make_manifest
 from tlray.errors import DataError, StorageError
 from tlray.export import bundle as bundle_module
 from tlray.export import load
 from tlray.export.formats import Agreement
-from tlray.plan import Plan, PlannedRun
-from tlray.predict import evaluate, find_export
-from tlray.prepare import Run, load_run, prepare_run
-from tlray.results import LeaderboardRow, TrialResult
-from tlray.retrain.by_hand import promote_by_hand
+from tlray.inference.predict import evaluate, find_export
 from tlray.runs.board import write_leaderboard
+from tlray.runs.bundle_sums import CHECKSUMS, check_whole
+from tlray.runs.champion import load_champion, promote, read_champion, rollback
+from tlray.runs.plan import Plan, PlannedRun
+from tlray.runs.prepare import Run, load_run, prepare_run
+from tlray.runs.results import LeaderboardRow, TrialResult
 from tlray.runs.trials import load_results, read_recorded, write_trial_result
-from tlray.search_space import list_trials
 from tlray.training.run_images import run_images
 from tlray.training.trial import run_trial
 from tlray.training.worker import local_worker
+from tlray.workflows.retrain.by_hand import promote_by_hand
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def export(run: Run, top_k: int = 1) -> tuple[str, ...]:
     """As `tlray export` and the end of a run do it."""
-    from tlray.conclude import export_best
+    from tlray.workflows.conclude import export_best
 
     return export_best(run, write_leaderboard(run.uri), top_k)
 

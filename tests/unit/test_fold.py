@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from tests.unit.families import EACH_FAMILY, built, by_hand, images_for, randomise_norms
-from tlray.backbone import Backbone
-from tlray.fold import folded
-from tlray.split import FrozenPrefix, find_cut, frozen_prefix
+from tlray.models.backbone import Backbone
+from tlray.models.fold import folded
+from tlray.models.split import FrozenPrefix, find_cut, frozen_prefix
 
 torch.set_num_threads(1)
 

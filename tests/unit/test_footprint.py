@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torchvision.models import mobilenet_v3_small, resnet18
 
-from tlray.backbone import Backbone, build_backbone
 from tlray.config import BackboneConfig, Recipe, StrategyConfig, TrialConfig
-from tlray.footprint import activation_bytes_per_image, trial_footprint
+from tlray.models.backbone import Backbone, build_backbone
+from tlray.planning.footprint import activation_bytes_per_image, trial_footprint
 
 NETWORK = BackboneConfig(id="timm/test_resnet", weights="none", input_size=32)
 

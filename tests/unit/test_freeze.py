@@ -7,10 +7,17 @@ import torch
 from torch import nn
 
 from tests.unit import families
-from tlray.backbone import Backbone, build_backbone
 from tlray.config import BackboneConfig, StrategyConfig
 from tlray.errors import BackboneError
-from tlray.freeze import blocks_by_epoch, freeze, num_trainable_blocks, parameter_groups, train_mode, trainable_state
+from tlray.models.backbone import Backbone, build_backbone
+from tlray.models.freeze import (
+    blocks_by_epoch,
+    freeze,
+    num_trainable_blocks,
+    parameter_groups,
+    train_mode,
+    trainable_state,
+)
 
 torch.set_num_threads(1)
 

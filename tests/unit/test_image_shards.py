@@ -18,7 +18,7 @@ from tlray import storage
 from tlray.data.decode import BadImageError
 from tlray.data.shards import ImageShardError, ImageShards, collection_uri, index
 from tlray.errors import StorageError
-from tlray.stores import maps
+from tlray.storage.stores import maps
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from shard_samples import add_images, assert_all_read, image_bytes, keep_bucket_
 from tlray import storage
 from tlray.data.shards import DamagedImageShardError, ImageShardError, ImageShards, collection_uri
 from tlray.errors import StorageError
-from tlray.stores import eviction
+from tlray.storage.stores import eviction
 
 REMOTE = "s3://photos/shards"
 

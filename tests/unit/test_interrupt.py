@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from tlray.ending import Stopped, interruptible, stop
 from tlray.errors import Interrupted, TrialError
-from tlray.run import goes_on
+from tlray.process.ending import Stopped, interruptible, stop
+from tlray.workflows.run import goes_on
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -17,20 +17,20 @@ from typing import Any
 
 import pytest
 
-from tlray import lease as leases
 from tlray.cli import main
 from tlray.config import RunConfig
+from tlray.config.search_space import list_trials
 from tlray.data.manifest import make_manifest
 from tlray.errors import HeldElsewhere
-from tlray.lease import hold, hold_run
-from tlray.plan import Plan, PlannedRun
-from tlray.prepare import prepare_run
-from tlray.processes import Process, lives, this_process
-from tlray.search_space import list_trials
+from tlray.process.processes import Process, lives, this_process
+from tlray.runs import lease as leases
+from tlray.runs.lease import hold, hold_run
+from tlray.runs.plan import Plan, PlannedRun
+from tlray.runs.prepare import prepare_run
 
 HOLDER = """
 import sys, time
-from tlray import lease
+from tlray.runs import lease
 lease.RENEW_SECONDS = float(sys.argv[2])
 try:
     with lease.hold_run(sys.argv[1], "tlray run"):

@@ -7,10 +7,10 @@ from types import ModuleType
 import pytest
 
 from tests.unit.library_models import FACTS
+from tlray.catalogue.libraries import open_clip, pytorchcv, tlray, ultralytics
+from tlray.catalogue.libraries.architectures.keras_weights import resnet_v2_state
+from tlray.catalogue.libraries.optional import load
 from tlray.errors import BackboneError
-from tlray.libraries import open_clip, pytorchcv, tlray, ultralytics
-from tlray.libraries.architectures.keras_weights import resnet_v2_state
-from tlray.libraries.optional import load
 
 LIBRARIES = {"open_clip": open_clip, "pytorchcv": pytorchcv, "ultralytics": ultralytics}
 ALL = [*LIBRARIES.values(), tlray]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tlray.libraries.architectures.keras_resnet import DEPTHS, KerasResNetV2
-from tlray.libraries.architectures.keras_weights import architecture_of, resnet_v2_state
+from tlray.catalogue.libraries.architectures.keras_resnet import DEPTHS, KerasResNetV2
+from tlray.catalogue.libraries.architectures.keras_weights import architecture_of, resnet_v2_state
 
 
 @pytest.mark.slow

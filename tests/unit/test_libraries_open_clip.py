@@ -9,8 +9,8 @@ import torch
 pytest.importorskip("open_clip", reason="needs the extra open_clip")
 
 from tests.unit.library_models import FACTS, assert_splits, num_params, on_meta, untrained
+from tlray.catalogue.libraries import open_clip
 from tlray.errors import BackboneError
-from tlray.libraries import open_clip
 
 # Attention over a transposed view and over its contiguous copy takes other kernels.
 TOLERANCE = 1e-5
@@ -87,7 +87,7 @@ def test_a_tower_of_full_size_splits_between_its_blocks(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", open_clip.names())
 def test_every_tower_is_built_and_traced(name: str) -> None:
-    from tlray.blocks import trace_model
+    from tlray.models.blocks import trace_model
 
     model, logits = on_meta(open_clip, name, num_classes=7)
     assert tuple(logits.shape) == (2, 7)

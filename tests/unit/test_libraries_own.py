@@ -14,13 +14,13 @@ from torch.nn import functional
 from tests.unit.families import by_hand, randomise_norms
 from tests.unit.library_models import assert_splits, giga_multiply_adds, num_params, on_meta, untrained
 from tlray.catalogue import ModelId
+from tlray.catalogue.libraries import tlray
+from tlray.catalogue.libraries.architectures.keras_resnet import DEPTHS, KerasResNetV2
+from tlray.catalogue.libraries.architectures.keras_weights import architecture_of, convert, resnet_v2_state
 from tlray.errors import BackboneError
-from tlray.libraries import tlray
-from tlray.libraries.architectures.keras_resnet import DEPTHS, KerasResNetV2
-from tlray.libraries.architectures.keras_weights import architecture_of, convert, resnet_v2_state
-from tlray.weights.load import load_weights
-from tlray.weights.metadata import check_architecture, preprocessing_of
-from tlray.weights.read import read_weights
+from tlray.models.weights.load import load_weights
+from tlray.models.weights.metadata import check_architecture, preprocessing_of
+from tlray.models.weights.read import read_weights
 
 KERAS_PADDING = {1: 0, 3: 1, 7: 3}  # pixels of zeros that Keras adds on each side before a "valid" convolution
 
@@ -208,6 +208,6 @@ def test_a_keras_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 def test_the_converter_runs_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("h5py", reason="needs the extra keras")
     monkeypatch.setattr(sys, "argv", ["keras_weights", str(tmp_path / "absent.h5"), str(tmp_path / "out.safetensors")])
-    monkeypatch.delitem(sys.modules, "tlray.libraries.architectures.keras_weights")
+    monkeypatch.delitem(sys.modules, "tlray.catalogue.libraries.architectures.keras_weights")
     with pytest.raises(BackboneError, match=r"absent\.h5"):
-        runpy.run_module("tlray.libraries.architectures.keras_weights", run_name="__main__")
+        runpy.run_module("tlray.catalogue.libraries.architectures.keras_weights", run_name="__main__")

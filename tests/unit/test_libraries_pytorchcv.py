@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("pytorchcv", reason="needs the extra pytorchcv")
 
 from tests.unit.library_models import FACTS, assert_splits, num_params, on_meta, untrained
-from tlray.libraries import pytorchcv
+from tlray.catalogue.libraries import pytorchcv
 
 # name -> qualified name of its classifier, blocks
 NAMED = {
@@ -108,9 +108,9 @@ def test_a_network_with_hidden_linear_layers_splits_at_its_own_size() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", pytorchcv.names())
 def test_every_model_is_built_and_traced(name: str) -> None:
-    from tlray.backbone import _find_head
-    from tlray.blocks import trace_model
     from tlray.errors import BackboneError
+    from tlray.models.backbone import _find_head
+    from tlray.models.blocks import trace_model
 
     model, logits = on_meta(pytorchcv, name, num_classes=7)
     assert tuple(logits.shape) == (2, 7)

@@ -15,8 +15,8 @@ if find_spec("ultralytics") is None:  # importing it would change the process fo
     pytest.skip("needs the extra ultralytics", allow_module_level=True)
 
 from tests.unit.library_models import FACTS, assert_splits, giga_multiply_adds, num_params, on_meta, untrained
+from tlray.catalogue.libraries import ultralytics
 from tlray.errors import BackboneError
-from tlray.libraries import ultralytics
 
 
 @pytest.fixture(autouse=True)

@@ -18,8 +18,8 @@ from tlray.data.inputs import expand
 from tlray.data.prepared import with_preparation
 from tlray.data.read import read_original
 from tlray.errors import BackboneError, DataError, InputError, StorageError
-from tlray.locations import CHECKSUMS, describe_missing, locate
-from tlray.predict import find_export, open_model
+from tlray.inference.predict import find_export, open_model
+from tlray.storage.locations import CHECKSUMS, describe_missing, locate
 
 
 def write(path: Path, data: bytes = b"x") -> Path:

@@ -17,10 +17,11 @@ from PIL import Image
 
 from tlray import storage
 from tlray.config import DataConfig
-from tlray.data.manifest import Manifest, load_manifest, make_manifest, save_manifest
+from tlray.data.manifest import Manifest, make_manifest
 from tlray.data.splits import position
 from tlray.errors import DataError, StorageError
 from tlray.runs.folder import write_format
+from tlray.runs.manifest import load_manifest, save_manifest
 
 Folder = Callable[..., Path]
 

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tlray.data.images import Image, Images
-from tlray.data.manifest import BadImage, Manifest, load_manifest, save_manifest
+from tlray.data.manifest import BadImage, Manifest
 from tlray.runs.folder import write_format
+from tlray.runs.manifest import load_manifest, save_manifest
 
 SPLITS = ("test", "train", "val")
 

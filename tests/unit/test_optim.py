@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tlray.config import Recipe
-from tlray.freeze import ParameterGroup
+from tlray.models.freeze import ParameterGroup
 from tlray.training.optim import make_optimizer, rate_factor, set_rate
 
 

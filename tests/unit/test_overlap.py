@@ -19,19 +19,20 @@ from small_bundle import COUNTS, small_bundle
 
 from tlray.config import DataConfig, RunConfig
 from tlray.data.images import SPLITS, Image, Images
-from tlray.data.manifest import Manifest, load_manifest, make_manifest, save_manifest
+from tlray.data.manifest import Manifest, make_manifest
 from tlray.data.overlap import find_overlap
-from tlray.doctor.locations import check_contents
 from tlray.errors import DataError
 from tlray.export.card import write_card
 from tlray.export.files import BundleConfig
 from tlray.export.formats import Agreement
-from tlray.plan import Plan, plan_tables
+from tlray.planning.doctor.locations import check_contents
 from tlray.ranking.result import Ranking
 from tlray.ranking.tables import ranking_table
 from tlray.report import leaderboard_table, write_report
-from tlray.results import Leaderboard
 from tlray.runs.folder import read_format, write_format
+from tlray.runs.manifest import load_manifest, save_manifest
+from tlray.runs.plan import Plan, plan_tables
+from tlray.runs.results import Leaderboard
 
 Folder = Callable[..., Path]
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tlray import parquet
+from tlray.storage import parquet
 
 TABLE = pa.table({"uri": [f"image {number}" for number in range(1000)], "label": list(range(1000))})
 
@@ -44,7 +44,7 @@ def test_reading_starts_no_thread(data: bytes, tmp_path: Path) -> None:
     program = """
 import os, sys
 import pyarrow.parquet
-from tlray import parquet
+from tlray.storage import parquet
 before = len(os.listdir("/proc/self/task"))
 with open(sys.argv[1], "rb") as stream:
     parquet.read_table(stream.read(), ["uri"])

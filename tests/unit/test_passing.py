@@ -11,11 +11,11 @@ from rich.console import Console
 
 from tlray import storage
 from tlray.activations.errors import DamagedShardError
-from tlray.conclude import conclude
 from tlray.errors import DamagedError, DataError, StorageError, TrialError, UnreachableError
 from tlray.runs.trials import load_results, write_trial_result
 from tlray.storage import s3_settings
 from tlray.storage.s3_errors import RequestFailed, explained
+from tlray.workflows.conclude import conclude
 
 ray = pytest.importorskip("ray")
 

@@ -20,7 +20,7 @@ from small_bundle import CLASSES, small_bundle
 from tlray.data import inputs
 from tlray.errors import BackboneError, DataError, InputError
 from tlray.export import load
-from tlray.predict import evaluate, list_inputs, open_model, predict
+from tlray.inference.predict import evaluate, list_inputs, open_model, predict
 from tlray.report import evaluation_table
 
 

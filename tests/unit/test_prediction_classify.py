@@ -17,9 +17,9 @@ from tlray import storage
 from tlray.data.inputs import stream_inputs
 from tlray.errors import DataError, InputError, StorageError
 from tlray.export import load
-from tlray.prediction.classify import Classifier, find_model
-from tlray.prediction.output import ModelFacts, PredictionOutput, PredictionSpec, part_bytes
-from tlray.prediction.parts import Listing, write_parts
+from tlray.inference.classify import Classifier, find_model
+from tlray.inference.output import ModelFacts, PredictionOutput, PredictionSpec, part_bytes
+from tlray.inference.parts import Listing, write_parts
 
 
 @pytest.fixture

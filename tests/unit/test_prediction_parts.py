@@ -10,8 +10,8 @@ import pytest
 
 from tlray.data.inputs import stream_inputs
 from tlray.errors import DataError
-from tlray.prediction import parts
-from tlray.prediction.parts import Listing, write_parts
+from tlray.inference import parts
+from tlray.inference.parts import Listing, write_parts
 from tlray.storage import FileInfo
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tlray.config import RunConfig
-from tlray.prepare import with_absolute_locations
+from tlray.runs.prepare import with_absolute_locations
 
 
 def test_no_location_is_left_relative_to_a_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,17 +18,17 @@ from markdown_it import MarkdownIt
 from rich.table import Table
 from small_bundle import METRICS, SmallBundle, small_bundle
 
-from tlray.bundle_sums import read_checksums
 from tlray.cli import main
 from tlray.cli.common import exit_on_error
-from tlray.console import PlainConsole
 from tlray.errors import DataError
 from tlray.export.card import write_card
 from tlray.export.files import read_bundle_config
 from tlray.export.formats import Agreement
-from tlray.printable import code, in_one_line, markdown, printable
+from tlray.process.console import PlainConsole
+from tlray.process.printable import code, in_one_line, markdown, printable
 from tlray.report import leaderboard_table, write_report
 from tlray.runs.board import make_leaderboard
+from tlray.runs.bundle_sums import read_checksums
 
 EVIL = (
     "\x1b[31mred\x1b[0m",

@@ -22,7 +22,7 @@ from probe_runs import (
 from tlray.config import BackboneConfig, DataConfig
 from tlray.data.manifest import Manifest, make_manifest
 from tlray.errors import TrialError
-from tlray.results import TrialResult
+from tlray.runs.results import TrialResult
 from tlray.runs.trials import read_trial_result, write_trial_result
 from tlray.training import probe_group
 from tlray.training.trial import load_trained

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from tlray.backbone import Backbone, build_backbone
 from tlray.config import BackboneConfig, Recipe, StrategyConfig, TrialConfig
-from tlray.freeze import freeze, parameter_groups, train_mode
-from tlray.split import find_cut, trainable_suffix
+from tlray.models.backbone import Backbone, build_backbone
+from tlray.models.freeze import freeze, parameter_groups, train_mode
+from tlray.models.split import find_cut, trainable_suffix
 from tlray.training.fusion import can_fuse, fusion_key
 from tlray.training.metrics import ClassificationSums
 from tlray.training.optim import make_optimizer, rate_factor, set_rate

@@ -6,8 +6,8 @@ import re
 from rich.console import Console
 
 from tlray.config import BackboneConfig, Recipe, StrategyConfig, TrialConfig
-from tlray.progress import SweepProgress
-from tlray.results import TrialResult
+from tlray.runs.results import TrialResult
+from tlray.workflows.progress import SweepProgress
 
 
 def trial(trial_id: str, epochs: int = 4) -> TrialConfig:

@@ -11,16 +11,17 @@ from fake_bundle import write_board
 from small_bundle import METRICS, small_bundle
 
 from tlray import storage
-from tlray.champion import load_champion
 from tlray.cli import main
 from tlray.config import RunConfig
 from tlray.config.file import dump_config
-from tlray.data.manifest import Manifest, make_manifest, save_manifest
+from tlray.config.search_space import list_trials
+from tlray.data.manifest import Manifest, make_manifest
 from tlray.errors import NothingToDo
-from tlray.predict import open_model
+from tlray.inference.predict import open_model
+from tlray.runs.champion import load_champion
 from tlray.runs.folder import write_format
-from tlray.runs.sealed import write_checked, write_document
-from tlray.search_space import list_trials
+from tlray.runs.manifest import save_manifest
+from tlray.storage.sealed import write_checked, write_document
 
 Promote = Callable[..., tuple[int, str, str]]
 
@@ -165,6 +166,6 @@ def test_nothing_to_do_is_no_error_and_code_three(
     def judged(*arguments: Any) -> None:
         raise NothingToDo("judged before: nothing to do")
 
-    monkeypatch.setattr("tlray.retrain.flow.retrain", judged)
+    monkeypatch.setattr("tlray.workflows.retrain.flow.retrain", judged)
     (tmp_path / "birds.yaml").write_text(dump_config(config_of(tmp_path)))
     assert command("retrain", tmp_path / "birds.yaml") == (3, "judged before: nothing to do", "")

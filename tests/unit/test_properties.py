@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from tlray import storage
 from tlray.activations.keys import ActivationKey
 from tlray.config.file import parse_config
-from tlray.data.manifest import BadImage, Image, Manifest, load_manifest, save_manifest
-from tlray.prepare import new_run_uri
+from tlray.data.manifest import BadImage, Image, Manifest
 from tlray.runs.folder import write_format
-from tlray.stores.folder import ShardFolder
-from tlray.stores.lease import holders, lease
+from tlray.runs.manifest import load_manifest, save_manifest
+from tlray.runs.prepare import new_run_uri
+from tlray.storage.stores.folder import ShardFolder
+from tlray.storage.stores.lease import holders, lease
 
 FEW = settings(max_examples=25, deadline=None)
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)

@@ -13,16 +13,16 @@ from rich.console import Console
 from tlray.activations.keys import ActivationKey
 from tlray.activations.local_pass import compute_here
 from tlray.activations.location import open_store
-from tlray.backbone import build_backbone
 from tlray.config import RankingConfig, RunConfig
-from tlray.planning import plan_ranking
-from tlray.prepare import prepare_run
+from tlray.models.backbone import build_backbone
+from tlray.models.split import trainable_suffix
+from tlray.planning.planner import plan_ranking
 from tlray.ranking.backbone import rank_backbone
 from tlray.ranking.leep import leep
 from tlray.ranking.result import make_ranking
 from tlray.ranking.scores import NAMES
 from tlray.ranking.tables import ranking_table
-from tlray.split import trainable_suffix
+from tlray.runs.prepare import prepare_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 BACKBONES = {

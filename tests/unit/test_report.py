@@ -18,8 +18,8 @@ from tlray.errors import StorageError
 from tlray.report import leaderboard_table, models_table, write_report
 from tlray.report.words import count, duration, interval, percent, points, shared_params, varying_params
 from tlray.runs.board import make_leaderboard, write_leaderboard
-from tlray.runs.sealed import write_document
 from tlray.runs.trials import load_results
+from tlray.storage.sealed import write_document
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 

@@ -16,10 +16,9 @@ import pytest
 import scipy.stats
 
 from tlray.errors import TlrayError
-from tlray.results import TrialResult, build_leaderboard, paired_gain
 from tlray.runs.board import append_result, load_leaderboard, write_leaderboard
 from tlray.runs.notes import read_notes
-from tlray.runs.sealed import write_checked, write_document
+from tlray.runs.results import TrialResult, build_leaderboard, paired_gain
 from tlray.runs.trials import (
     PREDICTIONS,
     delete_trial_result,
@@ -30,6 +29,7 @@ from tlray.runs.trials import (
     trial_uri,
     write_trial_result,
 )
+from tlray.storage.sealed import write_checked, write_document
 
 
 def row(trial_id: str, val_accuracy: float = 0.5, **changes: Any) -> TrialResult:

@@ -12,11 +12,11 @@ import pytest
 
 from tests.unit.retrain_fakes import World, world
 from tlray import storage
-from tlray.champion import history, load_champion, rollback
 from tlray.errors import NothingToDo, StorageError, TlrayError, TrialError
-from tlray.retrain import flow
-from tlray.retrain.flow import look
-from tlray.retrain.state import load_state
+from tlray.runs.champion import history, load_champion, rollback
+from tlray.workflows.retrain import flow
+from tlray.workflows.retrain.flow import look
+from tlray.workflows.retrain.state import load_state
 
 __all__ = ["world"]
 
@@ -162,7 +162,7 @@ def test_who_removes_the_champion_gets_another_one(world: World) -> None:
 def test_the_search_begins_with_the_champion_and_exports_without_the_webhook(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tlray.retrain.webhook.PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr("tlray.workflows.retrain.webhook.PAUSE_SECONDS", 0.001)
     world.retrain(training={"lr": 0.25})
     add_image(world)
     world.retrain(training={"lr": 0.5}, export={"top_k": 0}, retrain={"webhook": "http://127.0.0.1:9/T0KEN"})
@@ -261,7 +261,7 @@ def killed_at(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_retraining_killed_at_any_write_is_finished_by_the_next_one(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tlray.lease.LEASE_SECONDS", 0.04)  # the dead one is this process, which lives
+    monkeypatch.setattr("tlray.runs.lease.LEASE_SECONDS", 0.04)  # the dead one is this process, which lives
     world.retrain()
     add_image(world)
     shutil.copytree(world.folder / "runs", world.folder / "kept")
@@ -306,12 +306,12 @@ def test_a_champion_replaced_while_the_challenger_was_judged_is_judged_against(
     def overtaken(*arguments: Any) -> Any:
         record = duel(*arguments)
         if len(world.fought) == 2:
-            from tlray.champion import promote, read_champion
+            from tlray.runs.champion import promote, read_champion
 
             promote(world.home, first.challenger, read_champion(world.home), by="hand", reason="I say so")
         return record
 
-    monkeypatch.setattr(sys.modules["tlray.retrain.duel"], "make_record", overtaken)
+    monkeypatch.setattr(sys.modules["tlray.workflows.retrain.duel"], "make_record", overtaken)
     with pytest.raises(TlrayError, match="the champion has been replaced while the challenger was judged"):
         world.retrain()
     assert load_champion(world.home).number == 2
@@ -333,8 +333,8 @@ def test_two_at_once_one_retrains(world: World) -> None:
 
     world.during_the_sweep = another
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tlray.lease.RENEW_SECONDS", 0.05)
-        patch.setattr("tlray.lease.WATCH_SECONDS", 0.02)
+        patch.setattr("tlray.runs.lease.RENEW_SECONDS", 0.05)
+        patch.setattr("tlray.runs.lease.WATCH_SECONDS", 0.02)
         world.retrain()
     assert len(refused) == 1
     assert refused[0].exit_code == 3

@@ -11,8 +11,8 @@ import pytest
 from tlray.config import DataConfig
 from tlray.data.images import Image
 from tlray.data.manifest import Manifest, make_manifest
-from tlray.retrain.changes import all_still_there, differing, list_data
-from tlray.retrain.images import compare, judged_images, training_images
+from tlray.workflows.retrain.changes import all_still_there, differing, list_data
+from tlray.workflows.retrain.images import compare, judged_images, training_images
 
 
 def image(content: str, label: int, split: Any) -> Image:

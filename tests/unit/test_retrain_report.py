@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from tests.unit.test_report import Page
-from tlray.champion import Candidate, Champion
 from tlray.config import RetrainConfig
-from tlray.retrain.drift import Drift
-from tlray.retrain.images import Growth
-from tlray.retrain.record import Record, load_record, message, save_record
-from tlray.retrain.report import HTML, MARKDOWN, render, summary_line, write_reports
-from tlray.retrain.verdict import judge
+from tlray.runs.champion import Candidate, Champion
+from tlray.workflows.retrain.drift import Drift
+from tlray.workflows.retrain.images import Growth
+from tlray.workflows.retrain.record import Record, load_record, message, save_record
+from tlray.workflows.retrain.report import HTML, MARKDOWN, render, summary_line, write_reports
+from tlray.workflows.retrain.verdict import judge
 
 ODD = "<b>|&owl"  # a class's name may be anything
 

@@ -7,7 +7,7 @@ from scipy.spatial.distance import cdist
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from tlray.retrain.drift import (
+from tlray.workflows.retrain.drift import (
     auc,
     classifier_auc,
     energy_distance,
@@ -16,7 +16,7 @@ from tlray.retrain.drift import (
     standardised,
     total_variation,
 )
-from tlray.retrain.paired import fair_coin_tail, mcnemar
+from tlray.workflows.retrain.paired import fair_coin_tail, mcnemar
 
 
 @pytest.mark.parametrize("tosses", [1, 4, 5, 30, 1000, 100_000])

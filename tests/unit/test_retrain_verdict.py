@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tlray.config import RetrainConfig
-from tlray.retrain.verdict import SMALL, Verdict, judge
+from tlray.workflows.retrain.verdict import SMALL, Verdict, judge
 
 SETTINGS = {"min_test_images": 10, "min_class_images": 10}
 CLASSES = ("cat", "dog")

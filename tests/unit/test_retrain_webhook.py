@@ -11,8 +11,8 @@ import pytest
 from tlray.config import RunConfig
 from tlray.config.file import dump_config, parse_config
 from tlray.errors import ConfigError
-from tlray.retrain import webhook
-from tlray.retrain.webhook import host_of, post
+from tlray.workflows.retrain import webhook
+from tlray.workflows.retrain.webhook import host_of, post
 
 TOKEN = "T0KEN"
 

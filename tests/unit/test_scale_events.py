@@ -5,7 +5,7 @@ import random
 import pytest
 
 from benchmarks.scale_events import Cluster, Job, Stage, simulate
-from tlray.budget.estimate import makespan
+from tlray.runs.budget.estimate import makespan
 
 TWO_CORES = [0.0, 1.0, 2.0, 2.0, 2.0, 2.0].__getitem__
 TWO_HALVES = [0.0, 1.0, 1.25, 1.25].__getitem__  # of one core: two at once get a quarter more done than one

@@ -18,10 +18,11 @@ import torch
 from small_bundle import BACKBONE, CLASSES, COUNTS, METRICS, small_bundle
 
 from tlray.cli import main
-from tlray.data.manifest import Manifest, save_manifest
+from tlray.data.manifest import Manifest
 from tlray.errors import StorageError, TlrayError
 from tlray.export import export_bundle
-from tlray.scratch import sweep, temporary_folder
+from tlray.process.scratch import sweep, temporary_folder
+from tlray.runs.manifest import save_manifest
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +43,7 @@ def test_a_folder_is_empty_ours_alone_and_gone_afterwards(base: Path) -> None:
 
 HOLDER = """
 import time
-from tlray.scratch import temporary_folder
+from tlray.process.scratch import temporary_folder
 with temporary_folder("tune") as folder:
     (folder / "large").write_bytes(bytes(1000))
     print(folder.parent, flush=True)

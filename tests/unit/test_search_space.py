@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from tlray.config import RunConfig
-from tlray.search_space import list_trials
+from tlray.config.search_space import list_trials
 
 
 def make_config(**fields: Any) -> RunConfig:

@@ -22,7 +22,7 @@ from tlray.config import DataConfig
 from tlray.data.manifest import Manifest, make_manifest
 from tlray.data.sources import open_source, read_image
 from tlray.errors import DataError, StorageError
-from tlray.locations import Location
+from tlray.storage.locations import Location
 
 CLASSES = ("cat", "dog", "owl")
 PER_CLASS = 20

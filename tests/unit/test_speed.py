@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from tlray.backbone import build_backbone
-from tlray.budget.costs import CHECKPOINT_SECONDS, Phase, ReadSeconds, StepSeconds, trial_seconds
 from tlray.config import BackboneConfig, Recipe, RunConfig, StrategyConfig, TrialConfig
-from tlray.speed import steps as speed
-from tlray.speed.steps import measure_steps
+from tlray.models.backbone import build_backbone
+from tlray.planning.speed import steps as speed
+from tlray.planning.speed.steps import measure_steps
+from tlray.runs.budget.costs import CHECKPOINT_SECONDS, Phase, ReadSeconds, StepSeconds, trial_seconds
 
 NETWORK = BackboneConfig(id="timm/test_resnet", weights="none", input_size=32)
 

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from tests.unit.families import EACH_FAMILY, built, images_for
-from tlray import liveness
-from tlray.backbone import Backbone, build_backbone
 from tlray.config import BackboneConfig
-from tlray.freeze import freeze, train_mode
-from tlray.split import SplitError, find_cut, frozen_prefix, trainable_suffix
+from tlray.models import liveness
+from tlray.models.backbone import Backbone, build_backbone
+from tlray.models.freeze import freeze, train_mode
+from tlray.models.split import SplitError, find_cut, frozen_prefix, trainable_suffix
 
 torch.set_num_threads(1)
 

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from tests.unit.families import by_hand, images_for, randomise_norms, untrained
-from tlray.backbone import Backbone
-from tlray.fold import folded
-from tlray.freeze import freeze, train_mode
-from tlray.split import find_cut, frozen_prefix, trainable_suffix
+from tlray.models.backbone import Backbone
+from tlray.models.fold import folded
+from tlray.models.freeze import freeze, train_mode
+from tlray.models.split import find_cut, frozen_prefix, trainable_suffix
 
 torch.set_num_threads(1)
 

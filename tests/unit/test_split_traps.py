@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.unit.families import by_hand, images_for
-from tlray.split import SplitError, find_cut, frozen_prefix, trainable_suffix
+from tlray.models.split import SplitError, find_cut, frozen_prefix, trainable_suffix
 
 torch.set_num_threads(1)
 

@@ -11,7 +11,7 @@ import pytest
 
 from tlray.cli import main
 from tlray.errors import TlrayError
-from tlray.standard_output import NOBODY_READS, standard_output
+from tlray.process.standard_output import NOBODY_READS, standard_output
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -47,7 +47,10 @@ def test_an_error_keeps_its_exit_code_where_nobody_reads_what_is_printed(tmp_pat
 
 
 def test_names_that_the_terminal_cannot_show_are_written_with_backslashes() -> None:
-    program = "from tlray.standard_output import standard_output\nwith standard_output(): print('caf\\u00e9 \\udcff')"
+    program = """
+from tlray.process.standard_output import standard_output
+with standard_output(): print('caf\\u00e9 \\udcff')
+"""
     done = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "PYTHONIOENCODING": "ascii"},

@@ -23,8 +23,8 @@ from tlray.data.manifest import make_manifest
 from tlray.data.sources import open_source
 from tlray.data.transforms import LARGEST_RESIZED, eval_transform, train_transform
 from tlray.export import load
-from tlray.predict import evaluate
-from tlray.prediction.classify import Classifier, find_model
+from tlray.inference.classify import Classifier, find_model
+from tlray.inference.predict import evaluate
 
 PLAIN = Preprocessing(
     input_size=(64, 64), resize=72, crop_mode="center", interpolation="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3

@@ -10,11 +10,11 @@ import pytest
 import torch
 from image_splits import split_folders
 
-from tlray.backbone import build_backbone
 from tlray.config import BackboneConfig, DataConfig, Recipe, StrategyConfig, TrialConfig
 from tlray.data.manifest import make_manifest
 from tlray.errors import DivergenceError
-from tlray.results import TrialResult
+from tlray.models.backbone import build_backbone
+from tlray.runs.results import TrialResult
 from tlray.training import loop
 from tlray.training.epoch import EpochMetrics
 from tlray.training.step import train_step

@@ -10,11 +10,11 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from tlray.backbone import build_backbone, load_classifier
 from tlray.catalogue import default_preprocessing
 from tlray.config import BackboneConfig
 from tlray.errors import BackboneError
-from tlray.weights.read import read_weights
+from tlray.models.backbone import build_backbone, load_classifier
+from tlray.models.weights.read import read_weights
 
 torch.set_num_threads(1)
 

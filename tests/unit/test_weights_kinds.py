@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 from torch import nn
 
-from tlray.backbone import Backbone, build_backbone
 from tlray.config import BackboneConfig, RunConfig
 from tlray.errors import BackboneError
-from tlray.first_look import look_at_config
-from tlray.weights.kinds import PICKLED_SUFFIXES, SAFETENSORS
-from tlray.weights.names import stripped, unwrapped
-from tlray.weights.read import read_weights
+from tlray.models.backbone import Backbone, build_backbone
+from tlray.models.weights.kinds import PICKLED_SUFFIXES, SAFETENSORS
+from tlray.models.weights.names import stripped, unwrapped
+from tlray.models.weights.read import read_weights
+from tlray.planning.first_look import look_at_config
 
 ID = "timm/test_resnet"
 State = dict[str, torch.Tensor]

@@ -13,7 +13,7 @@ from tlray import storage
 from tlray.activations.keys import ActivationKey
 from tlray.activations.planned import ActivationSource
 from tlray.activations.store import ActivationStore
-from tlray.runs.sealed import read_document, write_document
+from tlray.storage.sealed import read_document, write_document
 
 
 def shard_mark(run_uri: str) -> str:

@@ -28,17 +28,17 @@ from tlray.activations.location import Room, Speed
 from tlray.activations.planned import ActivationSource
 from tlray.activations.store import ActivationStore
 from tlray.activations.stored import count_stored, wanted_images
-from tlray.backbone import Backbone
 from tlray.config import DataConfig, RunConfig, TrialConfig
 from tlray.data.loader import load_draws
 from tlray.data.manifest import Manifest
 from tlray.data.read import image_reader, pixels_of
 from tlray.data.transforms import normalise
-from tlray.device import arithmetic, autocast, chosen_precision, fastest, given_device
-from tlray.fold import folded
-from tlray.freeze import blocks_by_epoch, frozen_keys, hash_tensors
-from tlray.split import SPLIT_VERSION, Cut, SplitError, find_cut, frozen_prefix
-from tlray.threads import torch_threads
+from tlray.models.backbone import Backbone
+from tlray.models.fold import folded
+from tlray.models.freeze import blocks_by_epoch, frozen_keys, hash_tensors
+from tlray.models.split import SPLIT_VERSION, Cut, SplitError, find_cut, frozen_prefix
+from tlray.process.device import arithmetic, autocast, chosen_precision, fastest, given_device
+from tlray.process.threads import torch_threads
 
 NUM_MEASURED = 8  # images
 DECODED_BY_A_THREAD = 4

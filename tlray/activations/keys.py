@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from tlray.stores.folder import DIGEST_LENGTH
+from tlray.storage.stores.folder import DIGEST_LENGTH
 
 
 @dataclass(frozen=True, kw_only=True)

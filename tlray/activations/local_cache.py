@@ -13,8 +13,8 @@ from tlray import storage
 from tlray.activations.errors import ActivationError
 from tlray.activations.index import Shard
 from tlray.activations.shard import MAPS, ShardMismatch
-from tlray.stores.checksums import is_sound
-from tlray.stores.node_files import NodeFiles, Purpose, UnsoundFile
+from tlray.storage.stores.checksums import is_sound
+from tlray.storage.stores.node_files import NodeFiles, Purpose, UnsoundFile
 
 COPIES = Purpose(
     contents="the copies",

@@ -21,16 +21,16 @@ from tlray.activations.chunks import BACKBONES_AT_ONCE, Wanted
 from tlray.activations.keys import ActivationKey
 from tlray.activations.shard_image import ShardImage
 from tlray.activations.store import ActivationStore, not_finite
-from tlray.backbone import build_backbone
 from tlray.catalogue import Preprocessing
 from tlray.config import BackboneConfig
 from tlray.data.to_device import host_tensor
 from tlray.data.transforms import normalise
-from tlray.device import arithmetic, autocast
 from tlray.errors import DataError
-from tlray.fold import folded
-from tlray.freeze import frozen_keys, hash_tensors
-from tlray.split import find_cut, frozen_prefix
+from tlray.models.backbone import build_backbone
+from tlray.models.fold import folded
+from tlray.models.freeze import frozen_keys, hash_tensors
+from tlray.models.split import find_cut, frozen_prefix
+from tlray.process.device import arithmetic, autocast
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 

@@ -18,8 +18,8 @@ from io import BufferedReader
 import numpy as np
 
 from tlray.activations.index import Shard
-from tlray.stores.checksums import is_sound
-from tlray.stores.maps import LARGEST_PAGE, OpenMaps
+from tlray.storage.stores.checksums import is_sound
+from tlray.storage.stores.maps import LARGEST_PAGE, OpenMaps
 
 MAX_OPEN_MAPS = 256  # of a process; each costs a file descriptor, of which there may be 1024
 MAX_HEADER = 2**20

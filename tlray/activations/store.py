@@ -7,7 +7,7 @@
         (batch,) = reader.read(np.arange(32))                            # (32, 512) float16
 
 A shard is written under a name of its own, then its index entry with a conditional put: that makes it visible, whole,
-and once. What a killed writer leaves is a data object that no entry names. Layout and eviction: tlray/stores.
+and once. What a killed writer leaves is a data object that no entry names. Layout and eviction: tlray/storage/stores.
 """
 
 import hashlib
@@ -40,9 +40,9 @@ from tlray.activations.keys import ActivationKey
 from tlray.activations.local_cache import LocalCache
 from tlray.activations.reader import ActivationReader
 from tlray.activations.shard import ShardMap, ShardMismatch, map_shard, serialise
-from tlray.stores import eviction, lease
-from tlray.stores.eviction import Usage
-from tlray.stores.folder import ShardFolder, for_each, list_or_none, name_of, read_or_none, used_now
+from tlray.storage.stores import eviction, lease
+from tlray.storage.stores.eviction import Usage
+from tlray.storage.stores.folder import ShardFolder, for_each, list_or_none, name_of, read_or_none, used_now
 
 __all__ = ["ActivationIndex", "ActivationReader", "ActivationStore", "Usage"]
 

@@ -4,15 +4,15 @@
     list_models("torchvision/resnet*") -> facts of every match
     default_preprocessing("torchvision/mobilenet_v2")
 
-An id is `library/name` or `library/name.tag`; without a tag it means the library's default weights. What a library says
-is read from its own metadata (tlray/libraries/); what none says stands in facts.json beside this file, with its source.
+An id is `library/name` or `library/name.tag`; without a tag it means the library's default weights. libraries/ reads a
+library's own metadata. Facts that no library publishes stand in facts.json beside this file, with their source.
 """
 
 from tlray.catalogue.facts import ModelFacts
 from tlray.catalogue.ids import ModelId, default_preprocessing, is_library, known_tags, resolve_id, split_id
 from tlray.catalogue.listing import all_models, facts_of
+from tlray.catalogue.preprocessing import CropMode, Interpolation, Preprocessing
 from tlray.catalogue.query import list_models
-from tlray.preprocessing import CropMode, Interpolation, Preprocessing
 
 __all__ = [
     "CropMode",

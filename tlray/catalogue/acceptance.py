@@ -1,10 +1,10 @@
 """Whether the configuration accepts, by name, the licences that bind whoever uses its backbones."""
 
 from tlray.catalogue.ids import resolve_id, split_id
+from tlray.catalogue.libraries import library
 from tlray.catalogue.licences import binds
 from tlray.config import BackboneConfig, RunConfig
 from tlray.errors import ConfigError
-from tlray.libraries import library
 
 OF_CODE = ("agpl", "gpl")  # these bind with random weights too: it is the library's code that is under them
 

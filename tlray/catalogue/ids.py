@@ -9,10 +9,10 @@ looked up in the libraries that are always there, and in those of extras where n
 
 from dataclasses import dataclass
 
+from tlray.catalogue.libraries import LIBRARIES, extra_of, is_installed, library
 from tlray.catalogue.listing import architectures
+from tlray.catalogue.preprocessing import Preprocessing
 from tlray.errors import BackboneError, nearest
-from tlray.libraries import LIBRARIES, extra_of, is_installed, library
-from tlray.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)

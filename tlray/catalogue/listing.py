@@ -15,11 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tlray import home_cache
 from tlray.catalogue.data import accuracy, computed, file_contents
 from tlray.catalogue.facts import ModelFacts
+from tlray.catalogue.libraries import LIBRARIES, extra_of, is_installed, library, version
 from tlray.catalogue.licences import binds
-from tlray.libraries import LIBRARIES, extra_of, is_installed, library, version
+from tlray.storage import home_cache
 
 
 def all_models() -> tuple[ModelFacts, ...]:

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from tlray.catalogue.facts import ModelFacts
+from tlray.catalogue.latency import device_name, milliseconds
+from tlray.catalogue.libraries import is_installed
 from tlray.catalogue.listing import all_models
 from tlray.catalogue.query import ordered, select
 from tlray.config import BackboneConfig, RunConfig
 from tlray.config.query import BackboneQuery
 from tlray.errors import ConfigError
-from tlray.latency import device_name, milliseconds
-from tlray.libraries import is_installed
 
 
 def select_backbones(config: RunConfig) -> RunConfig:

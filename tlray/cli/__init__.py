@@ -8,7 +8,7 @@ Importing this imports next to nothing: a signal is answered from the first mome
 
 import sys
 
-from tlray.ending import own_process
+from tlray.process.ending import own_process
 
 
 def main(arguments: list[str] | None = None) -> None:

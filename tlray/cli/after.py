@@ -17,8 +17,8 @@ from tlray.cli.common import (
     out,
     show,
 )
-from tlray.console import say
 from tlray.errors import InputError
+from tlray.process.console import say
 
 
 @app.command()
@@ -28,13 +28,13 @@ def export(
 ) -> None:
     """Export the best trials of a run as bundles that predict."""
     check_count("--top-k", top_k)
-    from tlray.lease import hold_run
-    from tlray.prepare import load_run
+    from tlray.runs.lease import hold_run
+    from tlray.runs.prepare import load_run
 
     loaded = load_run(run_uri)  # before torch is imported
     with hold_run(loaded.uri, "tlray export"):
-        from tlray.conclude import export_best
         from tlray.runs.board import write_leaderboard
+        from tlray.workflows.conclude import export_best
 
         leaderboard = write_leaderboard(loaded.uri, seed=loaded.config.seed, warnings=loaded.manifest.warnings)
         bundles = export_best(loaded, leaderboard, top_k)
@@ -45,9 +45,9 @@ def export(
 @app.command()
 def report(run_uri: RunArgument, as_json: Json = False) -> None:
     """Write the run's leaderboard and report.html as they stand now, and print where the report is."""
-    from tlray.prepare import load_run
     from tlray.report import agreement_table, leaderboard_table, read_found, write_report
     from tlray.runs.board import write_leaderboard
+    from tlray.runs.prepare import load_run
 
     loaded = load_run(run_uri)
     leaderboard = write_leaderboard(loaded.uri, seed=loaded.config.seed, warnings=loaded.manifest.warnings)
@@ -67,11 +67,11 @@ def retrain(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRun
     Exit code 3, with nothing spent: nothing has changed since it was last judged, or another retraining is at work.
     """
     loaded = load_checked(config, overrides)
-    from tlray.retrain.flow import look
-    from tlray.retrain.flow import retrain as retrain_all
+    from tlray.workflows.retrain.flow import look
+    from tlray.workflows.retrain.flow import retrain as retrain_all
 
     if dry_run:
-        from tlray.dry_run import NOTHING_STARTED
+        from tlray.planning.dry_run import NOTHING_STARTED
 
         say(look(loaded), NOTHING_STARTED)
         return
@@ -94,13 +94,13 @@ def promote(
     if rollback + history + (into is not None) > 1:
         raise InputError("give one of --rollback, --history and --into")
     if not (rollback or history):
-        from tlray.first_look import look_at_location
+        from tlray.planning.first_look import look_at_location
 
         look_at_location(target)
-    from tlray.champion import history as all_champions
-    from tlray.champion import rollback as bring_back
-    from tlray.retrain.by_hand import DEFAULT_STORAGE, home_of, promote_by_hand
-    from tlray.retrain.history import history_table
+    from tlray.runs.champion import history as all_champions
+    from tlray.runs.champion import rollback as bring_back
+    from tlray.workflows.retrain.by_hand import DEFAULT_STORAGE, home_of, promote_by_hand
+    from tlray.workflows.retrain.history import history_table
 
     if history:
         champions = all_champions(home_of(target, DEFAULT_STORAGE))

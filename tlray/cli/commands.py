@@ -2,8 +2,8 @@
 
 from tlray.cli import sweeps, models, after, doctor  # isort: skip  # in the order of `tlray --help`
 from tlray.cli.common import app, exit_on_error
-from tlray.scratch import sweep
-from tlray.standard_output import standard_output
+from tlray.process.scratch import sweep
+from tlray.process.standard_output import standard_output
 
 __all__ = ["after", "app", "doctor", "models", "run", "sweeps"]
 

@@ -11,10 +11,10 @@ import typer
 from pydantic import BaseModel
 from typer.core import TyperGroup
 
-from tlray import ending
-from tlray.console import PlainConsole, say
 from tlray.errors import ConfigError, HeldElsewhere, InputError, NothingToDo, TlrayError
-from tlray.standard_output import is_terminal
+from tlray.process import ending
+from tlray.process.console import PlainConsole, say
+from tlray.process.standard_output import is_terminal
 
 
 class _Group(TyperGroup):
@@ -107,7 +107,7 @@ def load_config(location: str, overrides: list[str] | None = None) -> Any:
 def load_checked(location: str, overrides: list[str] | None = None) -> Any:
     """The same, with all checked that can be before Ray or torch is imported."""
     config = load_config(location, overrides)
-    from tlray.first_look import look_at_config
+    from tlray.planning.first_look import look_at_config
 
     look_at_config(config)
     return config

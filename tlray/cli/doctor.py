@@ -16,7 +16,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Say what is wrong with this installation, the cluster, the storage and the weights, before money is spent."""
-    from tlray.doctor import checks_table, run_checks
+    from tlray.planning.doctor import checks_table, run_checks
 
     loaded = load_config(config, overrides) if config else None
 

@@ -4,7 +4,7 @@ import argparse
 from typing import NoReturn
 
 from tlray.cli import main
-from tlray.ending import own_process, say
+from tlray.process.ending import own_process, say
 
 
 class JobParser(argparse.ArgumentParser):

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from tlray.cli.common import DryRun, Json, app, check_count, out, show
-from tlray.console import PlainConsole, say
 from tlray.errors import InputError, TlrayError
-from tlray.printable import in_one_line
+from tlray.process.console import PlainConsole, say
+from tlray.process.printable import in_one_line
 
 
 @app.command()
@@ -72,7 +72,7 @@ def predict(
         raise InputError(f"--weights {weights}: with --output the model is an export, which brings its own")
     if dry_run and output is None:
         raise InputError("--dry-run says what --output would come to hold: give both, or neither for a few images")
-    from tlray.first_look import look_at_location, look_at_model
+    from tlray.planning.first_look import look_at_location, look_at_model
 
     look_at_model(export)
     for given in images:
@@ -83,7 +83,7 @@ def predict(
         else:
             _predict_many(export, images, output, as_json)
         return
-    from tlray.predict import predict as predict_images
+    from tlray.inference.predict import predict as predict_images
 
     num_bad = 0
     for prediction in predict_images(export, images, weights=weights):
@@ -104,8 +104,8 @@ def _field(text: str | None) -> str:
 
 
 def _look_ahead(export: str, images: list[str], output: str, as_json: bool) -> None:
-    from tlray.dry_run import NOTHING_STARTED
-    from tlray.prediction.outlook import look_ahead
+    from tlray.inference.outlook import look_ahead
+    from tlray.planning.dry_run import NOTHING_STARTED
 
     outlook = look_ahead(export, images, output)
     if as_json:
@@ -119,7 +119,7 @@ def _look_ahead(export: str, images: list[str], output: str, as_json: bool) -> N
 
 
 def _predict_many(export: str, images: list[str], output: str, as_json: bool) -> None:
-    from tlray.run import predict_many
+    from tlray.workflows.run import predict_many
 
     summary = predict_many(export, images, output, PlainConsole(stderr=True) if as_json else out)
     if as_json:
@@ -140,11 +140,11 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score an exported model on labelled images."""
-    from tlray.first_look import look_at_location, look_at_model
+    from tlray.planning.first_look import look_at_location, look_at_model
 
     look_at_model(export)
     look_at_location(data)
-    from tlray.predict import evaluate as evaluate_export
+    from tlray.inference.predict import evaluate as evaluate_export
     from tlray.report.tables import evaluation_table
 
     evaluation = evaluate_export(export, data)

@@ -16,7 +16,7 @@ from tlray.cli.common import (
     print_run,
     show,
 )
-from tlray.console import PlainConsole, say
+from tlray.process.console import PlainConsole, say
 
 
 @app.command()
@@ -24,8 +24,8 @@ def demo(
     storage: Annotated[str, typer.Option(help="where the demo's images, weights and run are kept")] = "~/tlray-runs",
 ) -> None:
     """A whole run in a few minutes with nothing but this machine: images, transfer, proof, export, prediction."""
-    from tlray.demo import demo_config, run_demo
-    from tlray.prepare import new_run_uri
+    from tlray.runs.prepare import new_run_uri
+    from tlray.workflows.demo import demo_config, run_demo
 
     config = demo_config(storage)
     run_uri = new_run_uri(config)
@@ -39,13 +39,13 @@ def run(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRun = F
     """Train every trial of CONFIG in parallel, rank them beside the baseline and export the best."""
     loaded = load_checked(config, overrides)
     if dry_run:
-        from tlray.dry_run import dry_run_of_plan
-        from tlray.planning import plan_run
+        from tlray.planning.dry_run import dry_run_of_plan
+        from tlray.planning.planner import plan_run
 
         out.print(dry_run_of_plan(plan_run(loaded).plan))
         return
-    from tlray.prepare import new_run_uri
-    from tlray.run import run as run_all
+    from tlray.runs.prepare import new_run_uri
+    from tlray.workflows.run import run as run_all
 
     run_uri = new_run_uri(loaded)
     print_run(run_uri)
@@ -57,16 +57,16 @@ def run(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRun = F
 def resume(run_uri: RunArgument, dry_run: DryRun = False) -> None:
     """Go on with an interrupted run; what is finished is not done again."""
     from tlray import storage
-    from tlray.prepare import load_run
+    from tlray.runs.prepare import load_run
 
     run_uri = storage.absolute(run_uri)
     loaded = load_run(run_uri)  # before Ray is imported, let alone started
     if dry_run:
-        from tlray.dry_run import dry_run_of_resume
+        from tlray.planning.dry_run import dry_run_of_resume
 
         out.print(dry_run_of_resume(loaded))
         return
-    from tlray.run import resume as resume_run
+    from tlray.workflows.run import resume as resume_run
 
     print_run(run_uri)
     resume_run(run_uri, out)
@@ -77,8 +77,8 @@ def resume(run_uri: RunArgument, dry_run: DryRun = False) -> None:
 def plan(config: ConfigArgument, overrides: Overrides = None, as_json: Json = False) -> None:
     """Check CONFIG, the images and the weights, and show every trial that a run would start. Trains nothing."""
     loaded = load_checked(config, overrides)
-    from tlray.plan import plan_tables
-    from tlray.planning import plan_run
+    from tlray.planning.planner import plan_run
+    from tlray.runs.plan import plan_tables
 
     planned = plan_run(loaded).plan
     show(planned, plan_tables(planned), as_json)
@@ -89,14 +89,14 @@ def rank(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRun = 
     """Score the backbones of CONFIG on some training images: which are worth a sweep? Trains nothing."""
     loaded = load_checked(config, overrides)
     if dry_run:
-        from tlray.dry_run import dry_run_of_features
-        from tlray.planning import plan_ranking
+        from tlray.planning.dry_run import dry_run_of_features
+        from tlray.planning.planner import plan_ranking
 
         out.print(dry_run_of_features(plan_ranking(loaded)[0].plan))
         return
-    from tlray.prepare import new_run_uri
     from tlray.ranking.tables import ranking_table
-    from tlray.run import rank as rank_all
+    from tlray.runs.prepare import new_run_uri
+    from tlray.workflows.run import rank as rank_all
 
     run_uri = new_run_uri(loaded)
     if as_json:
@@ -112,13 +112,13 @@ def features(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRu
     """Compute what each backbone of CONFIG makes of every image, once, and write it as Parquet for other tools."""
     loaded = load_checked(config, overrides)
     if dry_run:
-        from tlray.dry_run import dry_run_of_features
-        from tlray.planning import plan_features
+        from tlray.planning.dry_run import dry_run_of_features
+        from tlray.planning.planner import plan_features
 
         out.print(dry_run_of_features(plan_features(loaded).plan))
         return
-    from tlray.prepare import new_run_uri
-    from tlray.run import features as write_features
+    from tlray.runs.prepare import new_run_uri
+    from tlray.workflows.run import features as write_features
 
     run_uri = new_run_uri(loaded)
     print_run(run_uri)

@@ -67,7 +67,7 @@ class RunConfig(Section):
     )
     strategies: Annotated[Strategies | Auto, Discriminator(lambda v: "[auto]" if isinstance(v, str) else LIST)] = Field(
         (StrategyConfig(strategy="linear_probe"), StrategyConfig(strategy="full")),
-        description="a list, or auto: chosen by what the images are like, see tlray/advice.py",
+        description="a list, or auto: chosen by what the images are like, see tlray/ranking/advice.py",
     )
     training: Recipe = Recipe()
     search_space: dict[str, Space] = Field(

@@ -15,7 +15,7 @@ from tlray.data.batch import Batch
 from tlray.data.images import Image, Images
 from tlray.data.parallel import ordered_map
 from tlray.data.to_device import host_tensor
-from tlray.device import CPU
+from tlray.process.device import CPU
 
 BATCHES_AHEAD = 2  # made ready while the model works
 IMAGES_AT_ONCE = 8  # that a thread loads before it hands over

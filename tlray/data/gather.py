@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tlray import parquet
 from tlray.config import DataConfig
 from tlray.data.class_names import alike
 from tlray.data.images import SCHEMA, SPLITS, BadImage, Images, give_back_memory, id_bytes, id_column
@@ -26,7 +25,8 @@ from tlray.data.overlap import check_overlap, find_overlap, without_conflicts
 from tlray.data.sources import Entry, Listing, Source, open_source, write_listing
 from tlray.data.splits import check_counts, place
 from tlray.errors import DataError, nearest
-from tlray.scratch import temporary_folder
+from tlray.process.scratch import temporary_folder
+from tlray.storage import parquet
 
 NUM_REASONS = 3  # quoted when there are too many bad images
 AT_ONCE = 8192  # rows collected before they become columns

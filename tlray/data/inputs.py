@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from tlray import storage
 from tlray.data.litter import is_litter
 from tlray.errors import DataError
-from tlray.locations import WILDCARDS, describe_missing, locate
 from tlray.storage import FileInfo
+from tlray.storage.locations import WILDCARDS, describe_missing, locate
 
 LISTING_THREADS = 16  # requests at once where a listing can be cut into parts
 UNKNOWN_SIZE = -1  # of a file that is named itself: it is not asked for before it is read

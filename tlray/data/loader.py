@@ -26,7 +26,7 @@ from tlray.data.manifest import Manifest
 from tlray.data.order import Windows, evaluation_steps, train_steps
 from tlray.data.parallel import ordered_map
 from tlray.data.read import Read, read_original
-from tlray.device import CPU
+from tlray.process.device import CPU
 
 MIB = 2**20
 GB = 10**9

@@ -34,7 +34,7 @@ import torch
 from tlray.catalogue import Preprocessing
 from tlray.data.reused import ReusedArrays
 from tlray.errors import DataError
-from tlray.stores.node_files import NodeFiles, Purpose
+from tlray.storage.stores.node_files import NodeFiles, Purpose
 
 PIXELS_VERSION = 1  # to be raised when `decode` or `eval_transform` gives other pixels
 DECODERS = ("pillow", "simplejpeg", "torchvision")  # packages whose next version may give other pixels

@@ -13,8 +13,8 @@ from tlray.data.manifest import Manifest, make_manifest
 from tlray.data.shards import ImageShards, collection_uri
 from tlray.data.sources import open_source
 from tlray.errors import DataError
-from tlray.stores.eviction import make_room
-from tlray.stores.folder import name_of
+from tlray.storage.stores.eviction import make_room
+from tlray.storage.stores.folder import name_of
 
 GB = 10**9
 

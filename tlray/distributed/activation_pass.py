@@ -23,7 +23,7 @@ from tlray.distributed.errors import answer, may_pass
 from tlray.distributed.resources import TaskResources, model_tasks
 from tlray.distributed.tasks import chunk_task
 from tlray.errors import TlrayError, TrialError
-from tlray.prepare import Run
+from tlray.runs.prepare import Run
 
 TURNS = 3  # of a task's chunks, each with all the patience there is, before the run ends and is to be resumed
 AHEAD = 2  # tasks queued for each that computes, so that an autoscaler sees what is wanted

@@ -17,9 +17,9 @@ import psutil
 import ray
 import yaml
 
-from tlray.console import say
 from tlray.distributed.errors import answer
 from tlray.errors import TrialError
+from tlray.process.console import say
 
 HEAD_RESOURCE = "node:__internal_head__"  # every head has it
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")

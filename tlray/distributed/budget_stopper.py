@@ -4,7 +4,7 @@ from typing import Any
 
 from ray.tune import Stopper
 
-from tlray.budget.clock import Budget
+from tlray.runs.budget.clock import Budget
 
 
 class BudgetStopper(Stopper):

@@ -8,13 +8,13 @@ trials = within_budget(run, trials, budget)                                 # af
 from collections.abc import Collection, Sequence
 
 from tlray.activations.planned import ActivationSource
-from tlray.budget.choice import choose, limit_seconds, limit_trials
-from tlray.budget.clock import Budget
-from tlray.budget.estimate import reserved_seconds, sweep_seconds
-from tlray.budget.machines import Machines
-from tlray.budget.worth import backbone_key
 from tlray.config import TrialConfig
-from tlray.prepare import Run
+from tlray.runs.budget.choice import choose, limit_seconds, limit_trials
+from tlray.runs.budget.clock import Budget
+from tlray.runs.budget.estimate import reserved_seconds, sweep_seconds
+from tlray.runs.budget.machines import Machines
+from tlray.runs.budget.worth import backbone_key
+from tlray.runs.prepare import Run
 from tlray.runs.trials import load_results
 
 

@@ -6,7 +6,7 @@ from tlray.catalogue import Preprocessing
 from tlray.config import Recipe
 from tlray.data.batch import Streams
 from tlray.distributed.stream import ray_streams
-from tlray.prepare import load_run_config
+from tlray.runs.prepare import load_run_config
 from tlray.training.run_images import run_images
 from tlray.training.trial import TrialImages
 from tlray.training.worker import Worker

@@ -20,9 +20,9 @@ from pathlib import Path
 import ray
 
 from tlray.distributed.private_ray import dead_part, on_loopback, without_signal_handlers
-from tlray.ending import at_hard_end
 from tlray.errors import TlrayError
-from tlray.process_tree import ProcessTree
+from tlray.process.ending import at_hard_end
+from tlray.process.process_tree import ProcessTree
 
 PREFIX = "tlray-ray-"
 LONGEST_PATH = 107  # bytes, of a socket

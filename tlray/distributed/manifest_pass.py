@@ -8,15 +8,15 @@ from collections.abc import Callable
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tlray import parquet
 from tlray.config import RunConfig
 from tlray.data.inspect import OK
 from tlray.data.manifest import Manifest, make_manifest
 from tlray.data.prepared import prepare_manifest, with_preparation
 from tlray.distributed.prepare_pass import prepare_on_cluster
 from tlray.errors import StorageError
-from tlray.prepare import with_absolute_locations
 from tlray.runs.folder import MANIFEST, open_verified
+from tlray.runs.prepare import with_absolute_locations
+from tlray.storage import parquet
 
 INSPECTED = ("uri", "version", "content_id", "bytes", "width", "height", "status")
 

@@ -24,10 +24,10 @@ from tlray.distributed.ready import check_seen
 from tlray.distributed.resources import TaskResources, model_tasks
 from tlray.distributed.tasks import take_given_gpu
 from tlray.errors import TlrayError
-from tlray.prediction.outlook import open_output, outstanding
-from tlray.prediction.output import ModelFacts, PredictionOutput, PredictionSpec, PredictionSummary
-from tlray.prediction.parts import Listing, write_parts
-from tlray.scratch import temporary_folder
+from tlray.inference.outlook import open_output, outstanding
+from tlray.inference.output import ModelFacts, PredictionOutput, PredictionSpec, PredictionSummary
+from tlray.inference.parts import Listing, write_parts
+from tlray.process.scratch import temporary_folder
 
 AHEAD = 2  # parts queued for each that is computed, so that an autoscaler sees what is wanted
 LOOK_AGAIN = 5.0  # seconds after which the cluster may have grown
@@ -75,7 +75,7 @@ def predict_on_cluster(model_ref: str, images: Sequence[str], output_uri: str, p
 @ray.remote
 def find_model_task(model_ref: str) -> Any:
     """The ModelFacts of what `model_ref` means; imports what classifying needs, for the parts that follow."""
-    from tlray.prediction.classify import find_model
+    from tlray.inference.classify import find_model
 
     return find_model(model_ref)
 
@@ -84,8 +84,8 @@ def find_model_task(model_ref: str) -> Any:
 def predict_task(model: ModelFacts, files: pa.Table, location: str, num_threads: int) -> None:
     """Classifies the images of one part and writes it."""
     storage.be_patient()
-    from tlray.device import given_device
-    from tlray.prediction.classify import open_classifier
+    from tlray.inference.classify import open_classifier
+    from tlray.process.device import given_device
 
     take_given_gpu()
     device = given_device().type

@@ -21,8 +21,8 @@ from tlray.distributed.errors import answer
 from tlray.distributed.resources import cpu_tasks
 from tlray.distributed.tasks import prepare_task
 from tlray.errors import TlrayError
-from tlray.prepare import with_absolute_locations
-from tlray.scratch import temporary_folder
+from tlray.process.scratch import temporary_folder
+from tlray.runs.prepare import with_absolute_locations
 
 ENTRIES_AT_ONCE = 2048  # of a task: some shards of ordinary photos
 AHEAD = 2  # tasks queued for each that runs, so that an autoscaler sees what is wanted

@@ -9,7 +9,7 @@ import ray._private.utils
 import ray._private.worker
 import ray._raylet
 
-from tlray.ending import renew_handlers
+from tlray.process.ending import renew_handlers
 
 PARTS = ("gcs_server", "raylet")  # without which a Ray of this machine does nothing more
 

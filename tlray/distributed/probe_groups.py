@@ -15,9 +15,9 @@ from tlray.config import TrialConfig
 from tlray.distributed.resources import TaskResources
 from tlray.distributed.tasks import probe_group_task
 from tlray.distributed.watch import Watcher
-from tlray.prepare import Run
-from tlray.results import TrialResult
 from tlray.runs.board import append_result
+from tlray.runs.prepare import Run
+from tlray.runs.results import TrialResult
 from tlray.runs.trials import read_states
 
 

@@ -19,11 +19,11 @@ from tlray.data.manifest import Manifest
 from tlray.distributed.activation_pass import compute_activations
 from tlray.distributed.cluster import cluster_summary
 from tlray.distributed.errors import reason_of
-from tlray.distributed.planning import plan_ranking_on_cluster
+from tlray.distributed.on_cluster import plan_ranking_on_cluster
 from tlray.distributed.resources import TaskResources, cpu_tasks, model_tasks
 from tlray.distributed.tasks import score_task
-from tlray.prepare import Run, finish, prepare_run
 from tlray.ranking.result import RankedBackbone, Ranking, make_ranking
+from tlray.runs.prepare import Run, finish, prepare_run
 
 
 def rank_on_cluster(

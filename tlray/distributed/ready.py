@@ -20,7 +20,7 @@ from tlray.distributed.cluster import ClusterSummary, cluster_summary, describe,
 from tlray.distributed.resources import TrialResources, trial_resources, worker_resources
 from tlray.distributed.watchdog import expect_nodes_within
 from tlray.errors import ClusterError, StorageError
-from tlray.prepare import with_absolute_locations
+from tlray.runs.prepare import with_absolute_locations
 
 WRITTEN = ("storage", "activations.location", "data.prepared")
 SECONDS_TO_LOOK = 60.0  # for the nodes to say what they see; one that starts no process in that time is not asked again

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tlray.budget.machines import MOST_ON_A_GPU, Machines, cpus_of_a_pass_task
 from tlray.config import RunConfig, SweepConfig
 from tlray.distributed.cluster import ClusterSummary, Resources, describe, how_many
 from tlray.errors import ClusterError
+from tlray.runs.budget.machines import MOST_ON_A_GPU, Machines, cpus_of_a_pass_task
 
 # A nested trial's driver only waits for its workers. It must reserve something, and whole CPUs would starve them.
 DRIVER_MEMORY_BYTES = 300 * 2**20

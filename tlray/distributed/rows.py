@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from tlray.config import TrialConfig
 from tlray.distributed.errors import may_pass, reason_of
 from tlray.distributed.watch import Watcher
-from tlray.prepare import Run
 from tlray.runs.board import append_result
+from tlray.runs.prepare import Run
 from tlray.runs.trials import read_states, write_trial_result
 from tlray.training.record import failed_result
 

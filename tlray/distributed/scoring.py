@@ -37,9 +37,9 @@ def classify_task(data: DataConfig, export: str, images: Sequence[Image], num_th
     import torch
 
     from tlray.data.read import image_reader
-    from tlray.device import given_device
     from tlray.errors import DataError
     from tlray.export import load
+    from tlray.process.device import given_device
 
     torch.set_num_threads(num_threads)
     take_given_gpu()

@@ -24,7 +24,7 @@ from tlray.data.order import evaluation_steps, train_steps
 from tlray.data.read import image_reader
 from tlray.data.windows import windows_of
 from tlray.errors import DataError, TlrayError
-from tlray.prepare import Run, load_run
+from tlray.runs.prepare import Run, load_run
 from tlray.training.worker import Worker
 
 BATCHES_AHEAD = 2  # fetched to the worker's node while the model works

@@ -19,7 +19,6 @@ from tlray.activations.location import open_store
 from tlray.activations.planned import source_of
 from tlray.activations.store import ActivationStore
 from tlray.activations.stored import as_stored_now
-from tlray.budget.clock import Budget
 from tlray.config import TrialConfig
 from tlray.data.prepared import open_prepared
 from tlray.distributed.activation_pass import compute_activations
@@ -31,8 +30,9 @@ from tlray.distributed.rows import fail, not_ended, not_finished, still_to_score
 from tlray.distributed.tasks import conclude_task
 from tlray.distributed.watch import Watcher
 from tlray.errors import TrialError
-from tlray.prepare import Run
 from tlray.runs.board import append_result
+from tlray.runs.budget.clock import Budget
+from tlray.runs.prepare import Run
 from tlray.runs.trials import delete_trial_result, for_each, trial_uri
 from tlray.training.fusion import can_fuse, fusion_key
 from tlray.training.record import load_progress

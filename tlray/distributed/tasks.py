@@ -16,16 +16,17 @@ from typing import Any
 
 import ray
 
-from tlray import prepare, storage
+from tlray import storage
 from tlray.activations.charges import shard_mark
 from tlray.activations.chunks import Chunk
-from tlray.budget.machines import Machines
 from tlray.config import DataConfig, RunConfig, TrialConfig
 from tlray.data.manifest import Manifest
 from tlray.data.sources import Entry
 from tlray.errors import StorageError, TrialError
-from tlray.prepare import Run, load_run
 from tlray.ranking.result import Ranking
+from tlray.runs import prepare
+from tlray.runs.budget.machines import Machines
+from tlray.runs.prepare import Run, load_run
 
 
 @ray.remote
@@ -34,7 +35,7 @@ def plan_task(
 ) -> Any:
     """The PlannedRun of a configuration."""
     machines = _timed(machines)
-    from tlray.planning import plan_run
+    from tlray.planning.planner import plan_run
 
     return plan_run(config, machines, manifest, ranking)
 
@@ -43,7 +44,7 @@ def plan_task(
 def plan_ranking_task(config: RunConfig, machines: Machines) -> Any:
     """The PlannedRun of a ranking's features, and the Manifest of all images."""
     machines = _timed(machines)
-    from tlray.planning import plan_ranking
+    from tlray.planning.planner import plan_ranking
 
     return plan_ranking(config, machines)
 
@@ -97,7 +98,7 @@ def chunk_task(run_uri: str, chunks: Sequence[Chunk], num_threads: int) -> Any:
     from tlray.activations.location import open_store
     from tlray.data.cache import PROCESS_CACHE
     from tlray.data.read import image_reader
-    from tlray.device import given_device
+    from tlray.process.device import given_device
 
     take_given_gpu()
     torch.set_num_threads(1 if given_device().type == "cuda" else num_threads)  # there the cores are for decoding
@@ -182,7 +183,7 @@ def take_given_gpu() -> None:
     """
     import torch
 
-    from tlray.device import withhold_gpus
+    from tlray.process.device import withhold_gpus
 
     given = bool(ray.get_gpu_ids())
     withhold_gpus(not given)
@@ -215,9 +216,9 @@ def _load_run(run_uri: str) -> Run:
 def _timed(machines: Machines) -> Machines:
     """With what importing, and CUDA's start, takes this process: it will take those of the trials as long."""
     is_fresh, started = "torch" not in sys.modules, time.perf_counter()
-    importlib.import_module("tlray.speed.steps")
+    importlib.import_module("tlray.planning.speed.steps")
     process_seconds = time.perf_counter() - started
-    from tlray.device import given_device, start_seconds
+    from tlray.process.device import given_device, start_seconds
 
     take_given_gpu()
     machines = machines.model_copy(update={"device_seconds": start_seconds(given_device())})

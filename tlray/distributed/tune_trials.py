@@ -16,20 +16,20 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from tlray import storage
-from tlray.budget.clock import Budget
 from tlray.config import TrialConfig
 from tlray.distributed.budget_stopper import BudgetStopper
-from tlray.distributed.driver import in_process_trial, nested_trial
 from tlray.distributed.errors import may_pass
 from tlray.distributed.private_ray import keep_secrets_at_home
 from tlray.distributed.resources import DRIVER_MEMORY_BYTES, TrialResources
 from tlray.distributed.scheduler import make_scheduler, our_trial_id
+from tlray.distributed.tune_actor import in_process_trial, nested_trial
 from tlray.distributed.watch import Watcher
 from tlray.distributed.watchdog import Loop, turning
-from tlray.prepare import Run
+from tlray.process.scratch import temporary_folder
 from tlray.runs.board import append_result
+from tlray.runs.budget.clock import Budget
+from tlray.runs.prepare import Run
 from tlray.runs.trials import for_each, mark_stopped, read_states, read_trial_result, trial_uri, write_trial_result
-from tlray.scratch import temporary_folder
 from tlray.training.record import failed_result, load_progress
 
 # Rows are written by the trials; Tune's loggers, progress bars and metric checks would only stand in the way.

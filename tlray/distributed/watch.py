@@ -1,9 +1,9 @@
-"""Who is told what happens in a sweep while it happens; see `tlray.progress`."""
+"""Who is told what happens in a sweep while it happens; see `tlray.workflows.progress`."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from tlray.results import TrialResult
+from tlray.runs.results import TrialResult
 
 
 class Watcher(Protocol):

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import ray
 
-from tlray import ending
 from tlray.distributed import private_ray, standing
-from tlray.process_tree import ProcessTree
+from tlray.process import ending
+from tlray.process.process_tree import ProcessTree
 
 TICK = 1.0  # seconds
 SILENCE = 40  # ticks without an answer from Ray's head; after 60 s Ray ends the process without a word of the run

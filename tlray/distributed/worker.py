@@ -11,10 +11,10 @@ from ray import tune
 from torch import nn
 
 from tlray import storage
-from tlray.device import given_device
 from tlray.distributed.images import worker_images
 from tlray.distributed.tasks import load_trial, take_given_gpu
 from tlray.errors import TlrayError, UnreachableError
+from tlray.process.device import given_device
 from tlray.runs.trials import write_trial_result
 from tlray.training.epoch import Report
 from tlray.training.record import failed_result

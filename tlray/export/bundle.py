@@ -16,8 +16,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tlray import __version__, storage
-from tlray.backbone import build_backbone
-from tlray.bundle_sums import CONFIG, METRICS, WEIGHTS, checksum_lines
 from tlray.catalogue import Preprocessing, resolve_id, split_id
 from tlray.config import BackboneConfig
 from tlray.data.transforms import normalise
@@ -33,7 +31,9 @@ from tlray.export.formats import (
     write_formats,
 )
 from tlray.export.of_run import publish
-from tlray.scratch import temporary_folder
+from tlray.models.backbone import build_backbone
+from tlray.process.scratch import temporary_folder
+from tlray.runs.bundle_sums import CONFIG, METRICS, WEIGHTS, checksum_lines
 
 LIBRARIES = ("torch", "torchvision", "timm", "onnx", "onnxscript")
 

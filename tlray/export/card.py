@@ -9,11 +9,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tlray.bundle_sums import CARD
 from tlray.catalogue import facts_of
 from tlray.export.files import BundleConfig
 from tlray.export.formats import Agreement
-from tlray.printable import code, markdown
+from tlray.process.printable import code, markdown
+from tlray.runs.bundle_sums import CARD
 
 FEW_TEST_IMAGES = 1000  # below, the sampling error of an accuracy is worth a sentence
 IMBALANCE = 3  # largest class over smallest, from which on the card mentions it

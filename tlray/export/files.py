@@ -9,10 +9,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tlray import storage
-from tlray.bundle_sums import CONFIG, read_verified
 from tlray.catalogue import Preprocessing
 from tlray.config import BackboneConfig
 from tlray.errors import DataError, StorageError
+from tlray.runs.bundle_sums import CONFIG, read_verified
 
 FORMAT_VERSION = 1
 

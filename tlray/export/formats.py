@@ -18,8 +18,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from tlray.bundle_sums import ONNX, PROGRAM, WEIGHTS
 from tlray.errors import TlrayError
+from tlray.runs.bundle_sums import ONNX, PROGRAM, WEIGHTS
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 # float32 kernels of different runtimes add in different orders: measured differences of the families in the tests are

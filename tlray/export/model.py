@@ -22,14 +22,14 @@ from safetensors.torch import load as load_safetensors
 from torch import nn
 
 from tlray import storage
-from tlray.backbone import Backbone, build_backbone
-from tlray.bundle_sums import WEIGHTS, read_checksums, read_verified
 from tlray.catalogue import Preprocessing
 from tlray.data.decode import BadImageError, as_rgb, decode, shape_problem
 from tlray.data.parallel import ordered_map
 from tlray.data.transforms import eval_transform, normalise
 from tlray.errors import DataError, StorageError
 from tlray.export.files import BundleConfig, read_bundle_config
+from tlray.models.backbone import Backbone, build_backbone
+from tlray.runs.bundle_sums import WEIGHTS, read_checksums, read_verified
 
 NUM_BEST = 5
 

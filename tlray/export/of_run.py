@@ -15,11 +15,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from tlray import storage
-from tlray.bundle_sums import CHECKSUMS, FILES, METRICS, check_whole, read_checksums, read_verified
 from tlray.errors import DataError
 from tlray.export.files import BundleConfig, read_bundle_config
-from tlray.results import LeaderboardRow
 from tlray.runs.board import LEADERBOARD, load_leaderboard
+from tlray.runs.bundle_sums import CHECKSUMS, FILES, METRICS, check_whole, read_checksums, read_verified
+from tlray.runs.results import LeaderboardRow
 from tlray.runs.trials import checkpoint_of, read_recorded
 
 FOLDER = "exports"

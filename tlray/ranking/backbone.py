@@ -9,12 +9,12 @@ from tlray.activations.charges import load_charges
 from tlray.activations.keys import ActivationKey
 from tlray.activations.location import open_store
 from tlray.activations.planned import ActivationSource
-from tlray.backbone import build_backbone
 from tlray.errors import TlrayError
-from tlray.prepare import Run
+from tlray.models.backbone import build_backbone
 from tlray.ranking.features import read_features, read_probabilities
 from tlray.ranking.result import RankedBackbone
 from tlray.ranking.scores import score_features
+from tlray.runs.prepare import Run
 
 
 def rank_backbone(run: Run, position: int) -> RankedBackbone:

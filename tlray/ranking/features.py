@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from tlray.activations.reader import ActivationReader
-from tlray.backbone import Backbone, load_classifier
-from tlray.blocks import trace_model
 from tlray.config import BackboneConfig
 from tlray.errors import BackboneError
-from tlray.freeze import freeze
-from tlray.split import trainable_suffix
+from tlray.models.backbone import Backbone, load_classifier
+from tlray.models.blocks import trace_model
+from tlray.models.freeze import freeze
+from tlray.models.split import trainable_suffix
 from tlray.training.probes import StackedHeads
 
 ROWS_AT_ONCE = 128

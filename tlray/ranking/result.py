@@ -15,7 +15,7 @@ from tlray.config import BackboneConfig, RankingConfig, RunConfig
 from tlray.errors import BackboneError
 from tlray.ranking.scores import NAMES
 from tlray.runs.folder import RANKING
-from tlray.runs.sealed import read_document, write_document
+from tlray.storage.sealed import read_document, write_document
 
 
 class RankedBackbone(BaseModel):

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 
 from tlray import storage
-from tlray.budget.clock import Spent, read_spent
 from tlray.config import RunConfig
 from tlray.config.file import parse_config
-from tlray.data.manifest import Manifest, Split, load_manifest
+from tlray.data.manifest import Manifest, Split
 from tlray.report.ranking import Found, read_found
-from tlray.results import Leaderboard
 from tlray.runs.board import make_leaderboard
+from tlray.runs.budget.clock import Spent, read_spent
 from tlray.runs.folder import CONFIG, PLAN, read_verified
+from tlray.runs.manifest import load_manifest
+from tlray.runs.results import Leaderboard
 from tlray.runs.trials import for_each, read_predictions, read_recorded, trial_uri
 from tlray.training.record import load_history
 

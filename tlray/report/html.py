@@ -11,13 +11,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tlray import __version__, storage
-from tlray.printable import printable
+from tlray.process.printable import printable
 from tlray.ranking.scores import NAMES
 from tlray.report import plots
 from tlray.report.content import RunContent, read_run
 from tlray.report.ranking import signed
 from tlray.report.words import count, duration, interval, percent, points, shared_params, varying_params
-from tlray.results import LeaderboardRow, TrialResult
+from tlray.runs.results import LeaderboardRow, TrialResult
 
 TEMPLATE = "report.html.j2"
 LARGEST_MATRIX = 30  # classes up to which the confusion matrix is shown whole

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from tlray.report.words import count
-from tlray.results import LeaderboardRow, TrialResult
+from tlray.runs.results import LeaderboardRow, TrialResult
 
 INK = "#010203"  # stands for the page's text colour until the SVG is put into the page
 PALETTE = ("#3b82f6", "#f0803c", "#12a67c", "#c65bb0", "#8b7cf0", "#b5920f", "#2fb0c7", "#e05260")

@@ -13,7 +13,7 @@ from tlray.ranking.result import RankedBackbone, Ranking, describe_choice, load_
 from tlray.ranking.scores import NAMES
 from tlray.ranking.tables import shown_score
 from tlray.ranking.trust import LEAST, Agreement, agreement
-from tlray.results import Leaderboard, TrialResult
+from tlray.runs.results import Leaderboard, TrialResult
 
 
 @dataclass(frozen=True)

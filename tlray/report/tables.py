@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tlray.report.words import duration, interval, percent, points, varying_params
-from tlray.results import Evaluation, Leaderboard, LeaderboardRow
+from tlray.runs.results import Evaluation, Leaderboard, LeaderboardRow
 
 LARGEST_CONFUSION = 10  # classes up to which an evaluation shows its confusion matrix
 

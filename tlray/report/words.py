@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tlray.results import TrialResult
+from tlray.runs.results import TrialResult
 
 
 def percent(fraction: float | None) -> str:

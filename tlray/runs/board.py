@@ -9,10 +9,10 @@ Nothing in tlray reads results.jsonl to know of a trial.
 import json
 
 from tlray import storage
-from tlray.results import Leaderboard, TrialResult, build_leaderboard
 from tlray.runs.notes import leave_note
-from tlray.runs.sealed import read_document, sealed, unsealed, write_document
+from tlray.runs.results import Leaderboard, TrialResult, build_leaderboard
 from tlray.runs.trials import Recorded, for_each, load_correctness, load_recorded
+from tlray.storage.sealed import read_document, sealed, unsealed, write_document
 
 RESULTS, LEADERBOARD = "results.jsonl", "leaderboard.json"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tlray import storage
 from tlray.errors import DamagedError, StorageError
-from tlray.runs.sealed import checksum_of, read_document, write_document
+from tlray.storage.sealed import checksum_of, read_document, write_document
 
 FORMAT, CONFIG, PLAN, RANKING = "format", "config.yaml", "plan.json", "ranking.json"
 MANIFEST, BAD_IMAGES = "manifest.parquet", "bad_images.jsonl"

@@ -7,7 +7,7 @@ A note's name is the checksum of its text: the same note left twice is one, and 
 """
 
 from tlray import storage
-from tlray.runs.sealed import checksum_of
+from tlray.storage.sealed import checksum_of
 
 FOLDER = "notes"
 

@@ -20,10 +20,11 @@ import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
-from tlray import parquet, storage
+from tlray import storage
 from tlray.errors import DamagedError, TlrayError, plain_reason
-from tlray.results import TrialResult
-from tlray.runs.sealed import read_checked, read_document, write_document
+from tlray.runs.results import TrialResult
+from tlray.storage import parquet
+from tlray.storage.sealed import read_checked, read_document, write_document
 
 READERS = 32  # threads
 TRIAL, RESULT, PREDICTIONS = "trial.json", "result.json", "test_predictions.parquet"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from tlray.errors import StorageError
-from tlray.scratch import temporary_folder
+from tlray.process.scratch import temporary_folder
 from tlray.storage import local, s3, s3_settings
 from tlray.storage.document import parse_json, parse_object
 from tlray.storage.s3 import describe_access, forget_clients

@@ -22,8 +22,8 @@ from torch import nn
 from tlray import storage
 from tlray.errors import DamagedError, TrialError
 from tlray.runs.notes import leave_note
-from tlray.runs.sealed import is_whole, read_checked, write_checked
 from tlray.runs.trials import TRAIN_AGAIN
+from tlray.storage.sealed import is_whole, read_checked, write_checked
 from tlray.training.record import PROGRESS, Progress, load_progress, save_history, save_progress
 
 MODEL, OPTIMIZER = "model/", "optimizer/"

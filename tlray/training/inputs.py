@@ -2,10 +2,10 @@
 
 import torch
 
-from tlray.backbone import Backbone
 from tlray.data.batch import Batch, Streams
 from tlray.data.transforms import normalise
-from tlray.device import PRECISIONS
+from tlray.models.backbone import Backbone
+from tlray.process.device import PRECISIONS
 from tlray.training.worker import Worker
 
 

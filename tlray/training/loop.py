@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from tlray.backbone import Backbone
 from tlray.config import Recipe, TrialConfig
 from tlray.data.batch import Batch, Streams
 from tlray.data.to_device import on_device
-from tlray.device import arithmetic, chosen_precision
 from tlray.errors import DivergenceError
-from tlray.freeze import blocks_by_epoch, freeze, hash_tensors, parameter_groups, train_mode, trainable_state
+from tlray.models.backbone import Backbone
+from tlray.models.freeze import blocks_by_epoch, freeze, hash_tensors, parameter_groups, train_mode, trainable_state
+from tlray.process.device import arithmetic, chosen_precision
 from tlray.training.checkpoint import TrialFolder, state_of, unpack_model, unpack_optimizer
 from tlray.training.commits import Commits, snapshot
 from tlray.training.epoch import EpochMetrics, Report

@@ -13,11 +13,10 @@ from functools import partial
 from tlray import storage
 from tlray.activations.charges import load_charges
 from tlray.errors import DamagedError
-from tlray.prepare import Run, check_derived
-from tlray.results import ranked
 from tlray.runs.board import write_results
 from tlray.runs.notes import leave_note
-from tlray.runs.sealed import is_whole
+from tlray.runs.prepare import Run, check_derived
+from tlray.runs.results import ranked
 from tlray.runs.trials import (
     PREDICTIONS,
     RESULT,
@@ -29,6 +28,7 @@ from tlray.runs.trials import (
     trial_uri,
     unmark_stopped,
 )
+from tlray.storage.sealed import is_whole
 from tlray.training.record import HISTORY, PROGRESS, Progress, history_lines, load_progress, save_progress
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tlray.device import CPU
+from tlray.process.device import CPU
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from tlray.config import Recipe
-from tlray.freeze import ParameterGroup
+from tlray.models.freeze import ParameterGroup
 
 
 def make_optimizer(groups: Iterable[ParameterGroup], recipe: Recipe) -> torch.optim.Optimizer:

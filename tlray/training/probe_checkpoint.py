@@ -18,8 +18,8 @@ from tlray import storage
 from tlray.config import TrialConfig
 from tlray.errors import DamagedError
 from tlray.runs.notes import leave_note
-from tlray.runs.sealed import is_whole, read_document, write_document
 from tlray.runs.trials import TRAIN_AGAIN
+from tlray.storage.sealed import is_whole, read_document, write_document
 from tlray.training.checkpoint import read_tensors, write_tensors
 from tlray.training.loop import is_done
 from tlray.training.record import PROGRESS, Progress, parse_progress

@@ -15,16 +15,16 @@ from typing import Any
 
 import torch
 
-from tlray.backbone import Backbone, build_backbone
 from tlray.config import Recipe, TrialConfig
 from tlray.data.batch import Streams
 from tlray.data.to_device import on_device
-from tlray.device import arithmetic, chosen_precision
 from tlray.errors import TlrayError, UnreachableError
-from tlray.freeze import freeze, hash_tensors
-from tlray.results import TrialResult
+from tlray.models.backbone import Backbone, build_backbone
+from tlray.models.freeze import freeze, hash_tensors
+from tlray.models.split import trainable_suffix
+from tlray.process.device import arithmetic, chosen_precision
+from tlray.runs.results import TrialResult
 from tlray.runs.trials import PREDICTIONS, for_each, read_states, write_trial_result
-from tlray.split import trainable_suffix
 from tlray.training.checkpoint import MODEL, checkpoint_name
 from tlray.training.fusion import can_fuse, fusion_key
 from tlray.training.inputs import model_inputs, place

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tlray.backbone import Backbone
 from tlray.config import TrialConfig
 from tlray.data.batch import Streams
 from tlray.data.to_device import on_device
-from tlray.device import arithmetic
-from tlray.freeze import train_mode
+from tlray.models.backbone import Backbone
+from tlray.models.freeze import train_mode
+from tlray.process.device import arithmetic
 from tlray.training.epoch import EpochMetrics
 from tlray.training.inputs import model_inputs
 from tlray.training.loop import divergence, epoch_seed, peak_memory, with_precision

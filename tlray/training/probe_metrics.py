@@ -10,7 +10,7 @@ rows of 1,000 classes it would take 2 GB.
 
 import torch
 
-from tlray.device import CPU
+from tlray.process.device import CPU
 from tlray.training.metrics import Scores
 
 

@@ -18,11 +18,11 @@ import torch
 from torch import fx, nn
 from torch.func import functional_call, vmap
 
-from tlray.backbone import Backbone
-from tlray.device import autocast
-from tlray.freeze import BatchNorm, parameter_groups
-from tlray.liveness import parameters_used
-from tlray.split import trainable_suffix
+from tlray.models.backbone import Backbone
+from tlray.models.freeze import BatchNorm, parameter_groups
+from tlray.models.liveness import parameters_used
+from tlray.models.split import trainable_suffix
+from tlray.process.device import autocast
 
 
 def fusable_suffix(backbone: Backbone) -> str | None:

@@ -6,9 +6,9 @@ from typing import Any
 from tlray import storage
 from tlray.config import TrialConfig
 from tlray.errors import DamagedError
-from tlray.results import TrialResult
-from tlray.runs.sealed import read_document, sealed, unsealed, write_document
+from tlray.runs.results import TrialResult
 from tlray.runs.trials import TRAIN_AGAIN, trial_uri
+from tlray.storage.sealed import read_document, sealed, unsealed, write_document
 from tlray.training.epoch import EpochMetrics
 from tlray.training.repeat import as_it_trains
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from tlray import storage
 from tlray.config import TrialConfig
 from tlray.errors import DamagedError
-from tlray.runs.sealed import read_document, write_document
+from tlray.storage.sealed import read_document, write_document
 
 FILE = "repeated.json"
 

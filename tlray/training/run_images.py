@@ -9,11 +9,11 @@ from functools import lru_cache
 from tlray.activations.charges import load_charges
 from tlray.activations.location import open_store
 from tlray.activations.planned import source_of
-from tlray.backbone import Backbone
 from tlray.config import TrialConfig
 from tlray.data.batch import Streams
 from tlray.data.windows import windows_of
-from tlray.prepare import load_run
+from tlray.models.backbone import Backbone
+from tlray.runs.prepare import load_run
 from tlray.training.activations import activation_streams
 from tlray.training.trial import TrialImages, manifest_images
 from tlray.training.worker import Worker

@@ -7,7 +7,7 @@ them, one tensor (B, ...) for each value alive at the cut; float either way.
 import torch
 from torch import nn
 
-from tlray.device import autocast
+from tlray.process.device import autocast
 
 
 def train_step(

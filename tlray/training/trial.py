@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 import torch
 
 from tlray import storage
-from tlray.backbone import Backbone, build_backbone
 from tlray.catalogue import Preprocessing
 from tlray.config import DataConfig, Recipe, TrialConfig
 from tlray.data.batch import Streams
@@ -27,11 +26,12 @@ from tlray.data.manifest import Manifest
 from tlray.data.read import image_reader
 from tlray.data.to_device import on_device
 from tlray.data.windows import windows_of
-from tlray.device import arithmetic, chosen_precision
 from tlray.errors import DamagedError, DivergenceError, TrialError
-from tlray.freeze import freeze, hash_tensors
-from tlray.results import TrialResult
-from tlray.runs.sealed import write_checked
+from tlray.models.backbone import Backbone, build_backbone
+from tlray.models.freeze import freeze, hash_tensors
+from tlray.models.split import trainable_suffix
+from tlray.process.device import arithmetic, chosen_precision
+from tlray.runs.results import TrialResult
 from tlray.runs.trials import (
     PREDICTIONS,
     UNREADABLE,
@@ -41,7 +41,7 @@ from tlray.runs.trials import (
     unmark_stopped,
     write_trial_result,
 )
-from tlray.split import trainable_suffix
+from tlray.storage.sealed import write_checked
 from tlray.training.checkpoint import TrialFolder, checkpoint_name, read_tensors, unpack_model
 from tlray.training.epoch import EpochMetrics, Report
 from tlray.training.inputs import model_inputs, place

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tlray.device import CPU, given_device
+from tlray.process.device import CPU, given_device
 
 
 def _same_module(model: nn.Module) -> nn.Module:

@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tlray import parquet, storage
+from tlray import storage
 from tlray.data.shards.row import ROW_FIELDS, ROW_SCHEMA
 from tlray.data.shards.shard import ENTRY_SUFFIX, NAME
-from tlray.stores.folder import ShardFolder, for_each, list_or_none, name_of, read_or_none
+from tlray.storage import parquet
+from tlray.storage.stores.folder import ShardFolder, for_each, list_or_none, name_of, read_or_none
 
 # The names of shards are long and few: a dictionary holds each once.
 INDEX_SCHEMA = pa.schema([*ROW_FIELDS, ("shard", pa.dictionary(pa.int32(), pa.string())), ("row", pa.int32())])

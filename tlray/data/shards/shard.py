@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 
 from tlray.data.shards.errors import ImageShardError
 from tlray.data.shards.row import ROW_FIELDS, ROW_SCHEMA, ImageRow, columns_of
-from tlray.stores.maps import LARGEST_PAGE
-from tlray.stores.node_files import UnsoundFile
+from tlray.storage.stores.maps import LARGEST_PAGE
+from tlray.storage.stores.node_files import UnsoundFile
 
 SHARD_SCHEMA = pa.schema([*ROW_FIELDS, ("image", pa.large_binary())])
 NAME = re.compile(r"(?P<sha256>[0-9a-f]{64})-(?P<num_bytes>[1-9][0-9]{0,15})")

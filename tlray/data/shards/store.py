@@ -16,11 +16,11 @@ from tlray.data.shards.errors import DamagedImageShardError, ImageShardError
 from tlray.data.shards.index import ShardIndex
 from tlray.data.shards.shard import DATA_SUFFIX, ENTRY_SUFFIX, MappedShard, ShardName, map_shard
 from tlray.data.shards.writer import SHARD_BYTES, ShardWriter
-from tlray.stores import lease
-from tlray.stores.checksums import is_sound
-from tlray.stores.folder import DIGEST_LENGTH, ShardFolder, used_now
-from tlray.stores.maps import OpenMaps
-from tlray.stores.node_files import NodeFiles, Purpose, UnsoundFile
+from tlray.storage.stores import lease
+from tlray.storage.stores.checksums import is_sound
+from tlray.storage.stores.folder import DIGEST_LENGTH, ShardFolder, used_now
+from tlray.storage.stores.maps import OpenMaps
+from tlray.storage.stores.node_files import NodeFiles, Purpose, UnsoundFile
 
 MAX_OPEN_MAPS = 256  # of a store in one process; each costs a file descriptor, of which there may be 1024
 PROCESSES_OF_A_NODE = 8  # that may have so many shards open that nothing else fits the cache
@@ -29,7 +29,7 @@ PROCESSES_OF_A_NODE = 8  # that may have so many shards open that nothing else f
 def collection_uri(root: str, spec: Mapping[str, Any]) -> str:
     """Where below `root` the shards of what `spec` says lie: a data set, and how its images are kept. Any JSON.
 
-    `tlray.stores.eviction.make_room(root, ...)` limits the size of all such stores together.
+    `tlray.storage.stores.eviction.make_room(root, ...)` limits the size of all such stores together.
     """
     canonical = json.dumps(spec, sort_keys=True, separators=(",", ":"))
     return storage.join(root, hashlib.sha256(canonical.encode()).hexdigest()[:DIGEST_LENGTH])

@@ -19,7 +19,7 @@ from tlray import storage
 from tlray.data.shards.row import GOOD, ImageRow
 from tlray.data.shards.shard import DATA_SUFFIX, ENTRY_SUFFIX, ShardBuilder
 from tlray.data.shards.smaller import bounded
-from tlray.stores.folder import ShardFolder
+from tlray.storage.stores.folder import ShardFolder
 
 SHARD_BYTES = 32 * 10**6  # of images
 SHARD_ROWS = 100_000  # for images of no bytes, which are those that cannot be used

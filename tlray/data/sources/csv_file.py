@@ -29,7 +29,7 @@ def open_csv(uri: str) -> Iterator[tuple[list[str], Read]]:
     """The names of a file's columns, and what reads some of them, as text. ArrowInvalid or OSError for what is damaged.
 
     From a file on this disk, also where it lies on S3: Arrow reads ahead in a thread of its own, which must not need
-    Python (see tlray/parquet.py).
+    Python (see tlray/storage/parquet.py).
     """
     with storage.local_copy(uri) as path:
         _check_encoding(path)

@@ -13,7 +13,15 @@ from tlray.data.sources.table import CSV, PARQUET, TableSource
 from tlray.data.sources.webdataset import WebDatasetSource
 from tlray.data.sources.zip_images import ZipImagesSource
 from tlray.errors import DataError
-from tlray.locations import CONTAINERS, Kind, Location, describe_missing, kind_of_file, locate, supported_endings
+from tlray.storage.locations import (
+    CONTAINERS,
+    Kind,
+    Location,
+    describe_missing,
+    kind_of_file,
+    locate,
+    supported_endings,
+)
 
 NUM_LOOKED_AT = 1000  # names of a folder; one page of S3's listing
 

@@ -14,8 +14,8 @@ from tlray.data.litter import is_litter
 from tlray.data.sources.entry import Remarks
 from tlray.data.split_names import split_named
 from tlray.errors import DataError
-from tlray.locations import Location, describe_missing
 from tlray.storage import FileInfo
+from tlray.storage.locations import Location, describe_missing
 
 LISTING_THREADS = 16  # requests at once where a listing can be cut into parts
 SKIPPED = "hidden files, and files of the system or of tools, are skipped"

@@ -9,7 +9,7 @@ from tlray.data.sources.entry import Entry, Load, Remarks
 from tlray.data.sources.files import class_of, is_excluded, list_visible
 from tlray.data.sources.layout import folder_layout
 from tlray.errors import DataError
-from tlray.locations import Location
+from tlray.storage.locations import Location
 
 
 class FolderSource:

@@ -21,7 +21,7 @@ from tlray.data.litter import is_litter
 from tlray.data.sources.files import fits_any, list_visible
 from tlray.data.split_names import split_named, split_of_file
 from tlray.errors import DataError
-from tlray.locations import IMAGE_ENDINGS
+from tlray.storage.locations import IMAGE_ENDINGS
 
 NUM_NAMED = 5
 

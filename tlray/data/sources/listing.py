@@ -13,8 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tlray import parquet
 from tlray.data.sources.entry import Entry, Source
+from tlray.storage import parquet
 
 AT_ONCE = 8192  # rows in memory
 NAMES = pa.dictionary(pa.int32(), pa.string())

@@ -12,9 +12,10 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from tlray import parquet, storage
+from tlray import storage
 from tlray.data.sources.files import named_errors
 from tlray.data.sources.parquet_footer import end_of_rows
+from tlray.storage import parquet
 
 MARK = b"PAR1"
 TAIL = 8  # bytes: the length of the footer, and the mark

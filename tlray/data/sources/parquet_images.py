@@ -6,7 +6,7 @@ from itertools import groupby
 
 import pyarrow as pa
 
-from tlray import parquet, storage
+from tlray import storage
 from tlray.config import DataConfig
 from tlray.data.decode import BadImageError
 from tlray.data.sources.class_labels import UNLABELLED, class_names, named, unlabelled
@@ -18,7 +18,8 @@ from tlray.data.sources.members import row_of
 from tlray.data.sources.parquet_file import open_whole
 from tlray.data.sources.table import PARQUET
 from tlray.errors import DataError
-from tlray.locations import Location
+from tlray.storage import parquet
+from tlray.storage.locations import Location
 
 LABELS_AT_ONCE = 8192
 IMAGES_AT_ONCE = 16  # of 12 megapixels some 100 MB

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tlray import parquet, storage
+from tlray import storage
 from tlray.config import DataConfig
 from tlray.data.sources.class_labels import NO_LABEL, UNLABELLED, class_names, named, unlabelled
 from tlray.data.sources.columns import as_text, check_column
@@ -24,7 +24,8 @@ from tlray.data.sources.files import class_of, container_files, is_excluded, nam
 from tlray.data.sources.layout import file_splits
 from tlray.data.sources.parquet_file import open_whole
 from tlray.errors import DataError, StorageError
-from tlray.locations import CONTAINERS, Location
+from tlray.storage import parquet
+from tlray.storage.locations import CONTAINERS, Location
 
 CSV, PARQUET = CONTAINERS["csv"], CONTAINERS["parquet"]
 AT_ONCE = 8192  # rows made into objects together

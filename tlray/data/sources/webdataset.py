@@ -27,7 +27,7 @@ from tlray.data.sources.layout import file_splits
 from tlray.data.sources.members import member_of
 from tlray.data.sources.tar import TarDamage, is_packed, members, open_tar, plain_reason
 from tlray.errors import DataError
-from tlray.locations import CONTAINERS, IMAGE_ENDINGS, Location
+from tlray.storage.locations import CONTAINERS, IMAGE_ENDINGS, Location
 
 MAX_APART = 100_000  # samples without image or label that are remembered, in case that the rest of them comes later
 CHOSEN = "samples have several images, of which the one without a further ending is taken (data.columns.image: another)"

@@ -32,7 +32,7 @@ from tlray.data.sources.files import (
 from tlray.data.sources.layout import layout_of_paths
 from tlray.data.sources.members import member_of_zip
 from tlray.errors import DataError
-from tlray.locations import CONTAINERS, Location
+from tlray.storage.locations import CONTAINERS, Location
 
 END = struct.Struct("<4s4H2LH")  # of the list of members, as the format's specification has it
 SIGNATURE = b"PK\5\6"

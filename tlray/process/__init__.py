@@ -1,0 +1,1 @@
+"""This process: its end, its children, its temporary folders, its terminal."""

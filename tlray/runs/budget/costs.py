@@ -1,0 +1,60 @@
+"""Seconds of one trial, put together from what its images and steps were measured to take. No torch here.
+
+seconds = epoch_seconds(counts, step, images, again=True) + ...
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tlray.config import RunConfig, TrialConfig
+from tlray.runs.budget.estimate import expected_epochs
+
+CHECKPOINT_SECONDS = 0.05  # of an epoch: its checkpoint, its metrics, its report
+
+
+@dataclass(frozen=True)
+class StepSeconds:
+    """Seconds for one image, without reading or decoding it."""
+
+    train: float
+    evaluate: float
+    busy: float = 0.0  # share of a training step for which a GPU computes; 0: not known
+
+
+@dataclass(frozen=True)
+class ReadSeconds:
+    """Seconds until one image is ready for a batch."""
+
+    first: float  # read and decoded
+    again: float  # in a later epoch, where decoded images are kept; else as the first time
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Epochs of a trial that train equally many blocks."""
+
+    epochs: int
+    step: StepSeconds
+    read: ReadSeconds  # of images, or of activations
+
+
+def trial_seconds(
+    trial: TrialConfig, phases: Sequence[Phase], num_images: dict[str, int], config: RunConfig, *, overlapped: bool
+) -> float:
+    """One trial alone. `overlapped`: images are made ready while it trains, on a GPU or on cores beside it."""
+    threads = config.data.num_threads
+
+    def each(read: float, step: float) -> float:
+        return max(read / threads, step) if overlapped else read + step
+
+    total, num_epochs = 0.0, 0
+    for phase in phases:
+        for epoch in range(phase.epochs):
+            read = phase.read.first if epoch == 0 else phase.read.again
+            total += num_images["train"] * each(read, phase.step.train)
+            total += num_images["val"] * each(read, phase.step.evaluate) + CHECKPOINT_SECONDS
+        num_epochs += phase.epochs
+    if not trial.is_baseline:
+        total *= expected_epochs(num_epochs, config.sweep) / num_epochs
+    last = phases[-1]
+    return total + num_images["test"] * each(last.read.first, last.step.evaluate)

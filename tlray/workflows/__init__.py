@@ -1,0 +1,1 @@
+"""What a person starts: a run, its resume and its end, a trial without Ray, the demo, a retraining."""

@@ -28,17 +28,17 @@ class Differences:
     export: tuple[str, ...] = ()
 
 
-def compare_sweeps(ours: Path, reference: Path) -> Differences:
-    """Two run folders, both done."""
+def compare_sweeps(ours: Path, reference: Path, images: Path) -> Differences:
+    """Two run folders, both done; `images`: a local copy of their images."""
     board = json_differences(_json(reference / "leaderboard.json"), _json(ours / "leaderboard.json"))
     if (mine := champion_in_report(ours)) != (theirs := champion_in_report(reference)):
         board.append(f"report.html: {theirs} became {mine}")
     if not (ours / "DONE").exists():
         board.append("no DONE")
-    return Differences(tuple(board), tuple(export_differences(ours, reference)))
+    return Differences(tuple(board), tuple(export_differences(ours, reference, images)))
 
 
-def compare_champions(ours: Path, reference: Path) -> Differences:
+def compare_champions(ours: Path, reference: Path, images: Path) -> Differences:
     """Two folders of a retraining, `<storage>/<name>`, each with its champion."""
     champions = [_json(folder / "champion.json") for folder in (reference, ours)]
     found = json_differences(*champions)
@@ -48,11 +48,11 @@ def compare_champions(ours: Path, reference: Path) -> Differences:
     runs = [_run_of(champion, folder) for champion, folder in zip(champions, (reference, ours), strict=True)]
     if runs[0] is None or runs[1] is None:
         return Differences((*found, "no champion"))
-    sweeps = compare_sweeps(runs[1], runs[0])
+    sweeps = compare_sweeps(runs[1], runs[0], images)
     return Differences((*found, *sweeps.leaderboard), sweeps.export)
 
 
-def compare_predictions(ours: Path, reference: Path) -> Differences:
+def compare_predictions(ours: Path, reference: Path, images: Path) -> Differences:
     """Two folders of `tlray predict --output`."""
     tables = [_predictions(folder) for folder in (reference, ours)]
     found = [] if tables[0].keys() == tables[1].keys() else ["other images"]
@@ -86,7 +86,7 @@ def json_differences(theirs: Any, ours: Any, where: str = "") -> list[str]:
     return [] if same else [f"{where}: {theirs} became {ours}"]
 
 
-def export_differences(ours: Path, reference: Path) -> list[str]:
+def export_differences(ours: Path, reference: Path, images: Path) -> list[str]:
     """Every bundle is whole, is that of the leaderboard's trial, and is as accurate as that trial was found to be."""
     bundles = sorted(path.parent.name for path in (reference / "exports").glob("*/SHA256SUMS"))
     mine = sorted(path.parent.name for path in (ours / "exports").glob("*/SHA256SUMS"))
@@ -99,19 +99,19 @@ def export_differences(ours: Path, reference: Path) -> list[str]:
         theirs, metrics = (_json(folder / "exports" / name / "metrics.json") for folder in (reference, ours))
         if metrics.get("trial_id") != theirs.get("trial_id"):
             found.append(f"{name} is trial {metrics.get('trial_id')}, not {theirs.get('trial_id')}")
-        accuracy = accuracy_of(ours / "exports" / name, reference)
+        accuracy = accuracy_of(ours / "exports" / name, reference, images)
         if not math.isclose(accuracy, theirs["test_accuracy"], abs_tol=1e-9):
             found.append(f"{name} classifies {accuracy:.4f} of the test images, not {theirs['test_accuracy']:.4f}")
     return found
 
 
-def accuracy_of(bundle: Path, reference: Path) -> float:
+def accuracy_of(bundle: Path, reference: Path, images: Path) -> float:
     """Of a bundle on the reference's test images, measured here: in another process than the run's, without Ray."""
     import tlray
 
-    images = _test_images(reference)
-    predictions = tlray.load(str(bundle))([uri for uri, _ in images])
-    return sum(one.label == label for one, (_, label) in zip(predictions, images, strict=True)) / len(images)
+    chosen = _test_images(reference)
+    predictions = tlray.load(str(bundle))([str(images / name) for name in chosen])
+    return sum(one.label == name.parent.name for one, name in zip(predictions, chosen, strict=True)) / len(chosen)
 
 
 def champion_in_report(run: Path) -> str | None:
@@ -126,9 +126,10 @@ def champion_in_report(run: Path) -> str | None:
 
 
 @lru_cache(maxsize=4)
-def _test_images(reference: Path) -> tuple[tuple[str, str], ...]:
+def _test_images(reference: Path) -> tuple[Path, ...]:
+    """By class and name."""
     table = pq.read_table(reference / "manifest.parquet").to_pylist()
-    return tuple((row["uri"], row["uri"].split("/")[-2]) for row in table if row["split"] == "test")
+    return tuple(Path(*row["uri"].split("/")[-2:]) for row in table if row["split"] == "test")
 
 
 def _damage(bundle: Path) -> list[str]:

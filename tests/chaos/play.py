@@ -16,7 +16,7 @@ from tests.chaos.setting import Setting, sweep_on
 from tests.chaos.state import read_state
 from tests.chaos.sweep import Flow, predict_flow, retrain_flow
 
-COMPARE: dict[str, Callable[[Path, Path], Differences]] = {
+COMPARE: dict[str, Callable[[Path, Path, Path], Differences]] = {
     "sweep": compare_sweeps,
     "retrain": compare_champions,
     "predict": compare_predictions,

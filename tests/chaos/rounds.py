@@ -79,7 +79,7 @@ class Round:
     place: Place
     ray: str
     reference: Reference
-    compare: Callable[[Path, Path], Differences]
+    compare: Callable[[Path, Path, Path], Differences]
     exempt: set[str] = field(default_factory=set)  # trials whose own files were damaged: they may train again
     _state: State = field(default_factory=State)  # before the command that runs now
 
@@ -167,11 +167,11 @@ class Round:
         try:
             if self.flow.name == "sweep":
                 theirs = read_state(final).run
-                found = self.compare(state.run or ours, theirs or final)
+                found = self.compare(state.run or ours, theirs or final, self.setting.images)
             elif self.flow.name == "retrain":
-                found = self.compare(ours / "sweep", final / "sweep")
+                found = self.compare(ours / "sweep", final / "sweep", self.setting.images)
             else:
-                found = self.compare(ours / "output", final / "output")
+                found = self.compare(ours / "output", final / "output", self.setting.images)
         except Exception as error:  # a file of the end that cannot be read is a difference
             found = Differences((f"{type(error).__name__}: {error}",))
         self.verdict.differing_leaderboards += found.leaderboard

@@ -174,7 +174,6 @@ def test_strategies_count_trainable_blocks_from_the_head(config: StrategyConfig,
         (strategy("gradual"), 1, [0]),
         (strategy("gradual", unfreeze={2: 1, 4: "all"}), 5, [0, 1, 1, 17, 17]),
         (strategy("gradual", unfreeze={1: 2}), 2, [2, 2]),
-        (strategy("gradual", unfreeze={}), 2, [0, 0]),
     ],
 )
 def test_gradual_unfreezes_at_its_epochs(config: StrategyConfig, epochs: int, expected: list[int]) -> None:

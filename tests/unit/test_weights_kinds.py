@@ -88,7 +88,7 @@ ANYWHERE = {
     ),
     "S3's error": (ERROR, "an XML document, the error 'NoSuchKey' of an object store"),
     "JSON": (b'{"message": "Not Found"}', "JSON text"),
-    "gzip": (gzip.compress(b"x"), r"gzip-compressed: unpack it first"),
+    "gzip": (gzip.compress(b"x", mtime=0), r"gzip-compressed: unpack it first"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(64), "an HDF5 file"),
     "NumPy": (b"\x93NUMPY\x01\0" + bytes(64), "a NumPy array"),
     "tar": (tar("w.pth", bytes(9)), r"a tar archive: unpack it first"),
@@ -116,9 +116,13 @@ SAFE = {
     "not JSON": ((9).to_bytes(8, "little") + b"{not json" + bytes(9), "not a whole safetensors file"),
 }
 CASES = [
-    *((suffix, *case) for suffix in (SAFETENSORS, *PICKLED_SUFFIXES) for case in ANYWHERE.values()),
-    *((".pth", *case) for case in PICKLED.values()),
-    *((SAFETENSORS, *case) for case in SAFE.values()),
+    *(
+        pytest.param(suffix, *case, id=f"{name}{suffix}")
+        for suffix in (SAFETENSORS, *PICKLED_SUFFIXES)
+        for name, case in ANYWHERE.items()
+    ),
+    *(pytest.param(".pth", *case, id=f"{name}.pth") for name, case in PICKLED.items()),
+    *(pytest.param(SAFETENSORS, *case, id=f"{name}{SAFETENSORS}") for name, case in SAFE.items()),
 ]
 
 

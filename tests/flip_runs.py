@@ -16,6 +16,7 @@ from tlray.planning.planner import plan_run
 from tlray.ranking.result import RankedBackbone, Ranking, save_ranking
 from tlray.runs.board import append_result, write_leaderboard
 from tlray.runs.budget.clock import Budget
+from tlray.runs.lease import hold_run
 from tlray.runs.notes import leave_note
 from tlray.runs.prepare import finish, new_run_uri, prepare_run
 from tlray.training import midway
@@ -68,6 +69,8 @@ def make_finished(config: RunConfig) -> Path:
     compute_here(
         run_uri, run.config, run.manifest, run.plan.activations, local_worker().device, lambda done, total: None
     )
+    with hold_run(run_uri, "tests.flips"):
+        pass  # leaves a lease that nobody holds
     for trial in run.trials:
         result = run_trial(trial, run_uri, local_worker(), run_images(run_uri), lambda metrics: None)
         assert result is not None

@@ -43,12 +43,7 @@ OUTCOMES = ("same", "clear error", "recovered", "silently different", "traceback
 BAD = OUTCOMES[3:]
 STEP = "trials/*/epoch-*-step-*-worker-*.safetensors"
 Read = Callable[[Path, Path], Any]  # (run folder, file) -> what is read, in a form that can be compared
-UNREAD = {
-    "DONE",
-    "stopped",
-    "unreadable",
-    "lease.json",
-}  # whether they are there is all that counts; a lease is written anew
+UNREAD = {"DONE", "stopped", "unreadable"}  # whether they are there is all that counts
 # Exports prove themselves, the folder of a ranking is a run of its own; what is for people or for Ray is never read.
 SKIPPED = re.compile(r"^exports/|^ranking-|^ray/|^features/|\.(html|md)$")
 
@@ -92,7 +87,7 @@ def group_goes_on(run: Path, file: Path) -> Any:
 
 
 def tensors_of(path: Path, checksum: str) -> str:
-    found = re.search(rb'"frozen_hash":"([^"]*)"', path.read_bytes() if path.exists() else b"")
+    found = re.search(rb'"frozen_hash": ?"([^"]*)"', path.read_bytes() if path.exists() else b"")
     return tensors_in_words(read_tensors(str(path), checksum, found[1].decode(errors="replace") if found else ""))
 
 

@@ -73,6 +73,7 @@ def test_a_kill_between_checkpoint_and_progress_goes_back_one_epoch(tmp_path: Pa
     folder.go_back()
     progress = folder.load_progress()
     assert progress.history == first.history
+    assert not (tmp_path / "epoch-0002.safetensors").exists(), "what nothing names is removed"
     assert folder.load_tensors(progress, 1, "hash")["model/w"].tolist() == [1.0]
     assert read_notes(str(tmp_path.parent.parent)) == ()
 

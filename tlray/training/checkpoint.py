@@ -93,6 +93,7 @@ class TrialFolder:
         except DamagedError:
             self._begin_anew(f"{PROGRESS} is damaged")
             return
+        self._remove_left_over(last)
         damaged = self._damaged(last)
         if not damaged:
             return
@@ -112,6 +113,14 @@ class TrialFolder:
 
     def _write(self, epoch: int, tensors: dict[str, torch.Tensor], frozen_hash: str) -> str:
         return write_tensors(self.checkpoint_uri(epoch), tensors, frozen_hash, epoch=str(epoch))
+
+    def _remove_left_over(self, progress: Progress) -> None:
+        """Delete checkpoints that a kill left between the progress that named them and their deletion."""
+        named = _names(progress)
+        if named:
+            for info in list(storage.list_files(self.uri)):
+                if info.uri.endswith(".safetensors") and info.uri.rpartition("/")[2] not in named:
+                    storage.delete(info.uri)
 
     def _damaged(self, progress: Progress) -> list[str]:
         return [name for name, sha in progress.files.items() if not is_whole(storage.join(self.uri, name), sha)]

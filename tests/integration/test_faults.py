@@ -296,8 +296,8 @@ def test_a_process_ends_that_gives_up_a_long_table_on_a_slow_store(s3: Any, prox
     program = """
 import sys
 from tlray.config import DataConfig
-from tlray.data.sources.table import CSV, TableSource
-list(TableSource("data.train", sys.argv[1], DataConfig(train=sys.argv[1]), CSV).entries())
+from tlray.data.sources.detect import open_source
+list(open_source("data.train", sys.argv[1], DataConfig(train=sys.argv[1])).entries())
 """
     proxy.spoil(fault_proxy.first(lambda: time.sleep(0.3)), path="/images.csv")
     done = subprocess.run(

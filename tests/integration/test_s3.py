@@ -84,7 +84,7 @@ def test_one_of_sixteen_racing_writers_wins(s3: Any) -> None:
 def test_a_writer_whose_answer_was_lost_still_learns_that_it_won(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from tlray.storage.s3_access import access
 
-    client = access().client
+    client = access().once
     put = client.put_object
 
     def put_twice(**arguments: Any) -> Any:  # what boto3 does when the connection breaks before the answer

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -120,14 +120,15 @@ def kill_a_node(round: Round) -> None:
 def outage(round: Round) -> None:
     words = round.pick(sorted(OUTAGES))
     seconds = round.pick([1, 3, 10, 20, 40, 60])
-    _break_store(round, OUTAGES[words], seconds, f"{words} for {seconds} s")
+    _break_store(round, OUTAGES[words], seconds, f"{words} for {seconds} s", (0, 1))
 
 
 def expired_credentials(round: Round) -> None:
-    _break_store(round, fault_proxy.expired_token, 120.0, "credentials expire")
+    """Code 2: what the user gave holds no longer."""
+    _break_store(round, fault_proxy.expired_token, 120.0, "credentials expire", (0, 1, 2))
 
 
-def _break_store(round: Round, fault: fault_proxy.Fault, seconds: float, words: str) -> None:
+def _break_store(round: Round, fault: fault_proxy.Fault, seconds: float, words: str, allowed: Sequence[int]) -> None:
     snapshot, event = round.random_event()
     round.begin(snapshot)
     program = round.launch()
@@ -135,7 +136,7 @@ def _break_store(round: Round, fault: fault_proxy.Fault, seconds: float, words: 
     with _broken(round, fault), suppress(Exception):
         program.process.wait(seconds)
     round.verdict.disturbed = f"{words} at event {event}"
-    round.settle(program, (0, 1))
+    round.settle(program, allowed)
     round.finish()
 
 

@@ -3,6 +3,7 @@
 The commands are small programs that go through the same door as all of tlray's: `own_process` and `connect`.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -74,7 +75,8 @@ class Command:
         raise AssertionError(self.process.communicate()[1])
 
     def look(self) -> set[psutil.Process]:
-        self.seen.update(psutil.Process(self.process.pid).children(recursive=True))
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended
+            self.seen.update(psutil.Process(self.process.pid).children(recursive=True))
         return {process for process in self.seen if process.is_running()}
 
     def end(self) -> tuple[int, list[str]]:

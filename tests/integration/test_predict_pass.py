@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
 SIZES = {"FEWEST": 4, "MOST": 8, "ONE_IN": 4}
 SMALL_PARTS = f"""
 import os, runpy, signal, sys
-from tlray.prediction import parts
+from tlray.inference import parts
 for name, number in {SIZES}.items():
     setattr(parts, name, number)
 """

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from scripts import fuzz_decode
+from tests import fuzzing
 from tests.hostile_images import encoded, exif, picture, segment
 from tlray.data import jpeg
 from tlray.data.decode import BadImageError, check, decode, shape_problem
@@ -149,11 +150,11 @@ def test_the_fuzzer_tells_a_crash_from_a_hang_and_goes_on_with_the_next_file(
     program: str, failure: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     popen = subprocess.Popen
-    monkeypatch.setattr(fuzz_decode, "SECONDS", 1)
+    monkeypatch.setattr(fuzzing, "SECONDS", 1)
     monkeypatch.setattr(
-        fuzz_decode.subprocess, "Popen", lambda _, **options: popen([sys.executable, "-c", program], **options)
+        fuzzing.subprocess, "Popen", lambda _, **options: popen([sys.executable, "-c", program], **options)
     )
-    found = list(fuzz_decode.outcomes(0, 10, 13))
+    found = list(fuzzing.outcomes("scripts.fuzz_decode", 0, 10, 13))
     assert [number for number, _ in found] == [10, 11, 12]
     assert failure in dict(found).values()
     assert {result for _, result in found} <= {"image", failure}

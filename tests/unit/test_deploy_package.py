@@ -46,8 +46,8 @@ def names_in(package: Path) -> set[str]:
         return {name for name in archive.namelist() if not name.endswith("/")}
 
 
-def test_the_package_of_a_job_is_smaller_than_two_megabytes(package: Path) -> None:
-    assert package.stat().st_size < 2 * 2**20  # Ray does not compress it; the catalogue's facts are 600 KB of it
+def test_the_package_of_a_job_is_smaller_than_three_megabytes(package: Path) -> None:
+    assert package.stat().st_size < 3 * 2**20  # Ray does not compress it; the catalogue's facts are 600 KB of it
 
 
 def test_the_package_holds_all_that_a_job_imports_and_reads(package: Path, checkout: Path) -> None:

@@ -146,7 +146,7 @@ def test_a_bundle_of_no_run_needs_to_be_told_whose_champion_it_becomes(
         (["--rollback", "RUN"], "champion 1 is the first"),
         (["--rollback", "--history", "RUN"], "one of --rollback, --history and --into"),
         (["--history", "nothing"], "there is no champion.json"),
-        (["nothing"], "/nothing does not exist"),
+        (["nothing"], "nothing does not exist"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_code_two(

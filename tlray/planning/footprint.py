@@ -35,6 +35,7 @@ PROCESS_BYTES = 900 * 2**20  # a worker process with torch, torchvision and Ray 
 DRIVER_BYTES = 1500 * 2**20  # the two processes that Ray Train puts above the workers of a nested trial
 NUM_CHECKPOINTS = 3
 NUMBER_BYTES = 4
+HALVES = ("bfloat16", "float16")
 PROBE_BATCH = 2  # BatchNorm in training mode refuses a single image
 CUDA_CONTEXT_BYTES = 600 * 2**20  # what CUDA and its libraries keep on a GPU for each process
 HEAD_ROOM = 1.25  # over the formula: cudnn's workspaces, and what the allocator cannot use again
@@ -70,7 +71,7 @@ def trial_footprint(trial: TrialConfig, backbone: Backbone, num_workers: int = 1
         weights=NUMBER_BYTES * sum(p.numel() for p in parameters) + buffers,
         gradients=trainable,
         optimizer=optimizer,
-        activations=images_per_worker * (per_image if recipe.precision == "float32" else per_image // 2),
+        activations=images_per_worker * (per_image // 2 if recipe.precision in HALVES else per_image),
         disk_bytes=NUM_CHECKPOINTS * (trainable + optimizer),
     )
 

@@ -115,7 +115,7 @@ def test_an_image_that_changed_ends_the_epoch_with_its_name(make_config: MakeCon
         for number in range(12):
             path = tmp_path / "images" / label / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (40, 40), (number * 20, 10, 200)).save(path)
+            Image.new("RGB", (40, 40), (number * 20, 10, 200 if label == "a" else 100)).save(path)
     config = make_config(data={"train": str(tmp_path / "images")})
     changed = prepare_run(plan_run(config), new_run_uri(config))
     victim = changed.manifest.split("train")[3].uri

@@ -13,7 +13,7 @@ from tlray.cli.common import (
     RunArgument,
     app,
     check_count,
-    load_checked,
+    load_located,
     out,
     show,
 )
@@ -66,7 +66,7 @@ def retrain(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRun
 
     Exit code 3, with nothing spent: nothing has changed since it was last judged, or another retraining is at work.
     """
-    loaded = load_checked(config, overrides)
+    loaded = load_located(config, overrides)
     from tlray.workflows.retrain.flow import look
     from tlray.workflows.retrain.flow import retrain as retrain_all
 

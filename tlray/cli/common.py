@@ -104,12 +104,21 @@ def load_config(location: str, overrides: list[str] | None = None) -> Any:
     return parse_config(text, overrides or (), source=location)
 
 
-def load_checked(location: str, overrides: list[str] | None = None) -> Any:
-    """The same, with all checked that can be before Ray or torch is imported."""
+def load_located(location: str, overrides: list[str] | None = None) -> Any:
+    """The same, with all checked that can be without Ray and torch."""
     config = load_config(location, overrides)
     from tlray.planning.first_look import look_at_config
 
     look_at_config(config)
+    return config
+
+
+def load_checked(location: str, overrides: list[str] | None = None) -> Any:
+    """The same, with the ids of backbones, which some libraries import torch for."""
+    config = load_located(location, overrides)
+    from tlray.planning.first_look import look_at_backbones
+
+    look_at_backbones(config)
     return config
 
 

@@ -1,6 +1,7 @@
 """What can be known of a mistake at once: from the configuration and this machine's disk, without Ray and torch.
 
     look_at_config(config)      # InputError that names field, value and remedy; writes nothing that stays
+    look_at_backbones(config)   # their ids; some libraries import torch to list them
     look_at_model("runs/birds") # the same for a model that is named
 
 The plan checks all of it again where the work will be done, and what only it can see: images, weights, the cluster.
@@ -24,7 +25,7 @@ NOT_FILES = ("pretrained", "none")  # values of a backbone's weights
 
 
 def look_at_config(config: RunConfig) -> None:
-    """Names of backbones last: some libraries import torch to say which they have."""
+    """All but the ids of backbones."""
     backbones = dict(_backbones(config))
     if isinstance(config.backbones, tuple):
         check_batch_sizes(config)
@@ -32,7 +33,11 @@ def look_at_config(config: RunConfig) -> None:
     for uri in (config.storage, config.activations.location, config.data.prepared):
         if uri is not None:
             storage.check_writable(storage.absolute(uri))
-    ids = {field: resolve_id(backbone.id) for field, backbone in backbones.items()}
+
+
+def look_at_backbones(config: RunConfig) -> None:
+    """BackboneError for an id that no library has; each backbone once, with its licence accepted."""
+    ids = {field: resolve_id(backbone.id) for field, backbone in _backbones(config)}
     if isinstance(config.backbones, tuple):
         _no_backbone_twice(config.backbones, [ids[f"backbones.{place}"] for place in range(len(config.backbones))])
         check_licences(config)

@@ -27,7 +27,7 @@ test-slow: .venv/installed  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
 
 .PHONY: chaos
-chaos: .venv/installed  ## 100 rounds of kills, outages and damage, compared with undisturbed runs; less than an hour
+chaos: .venv/installed  ## 100 rounds of kills, outages and damage, compared with undisturbed runs
 	$(BIN)/python -m tests.chaos --rounds 100 --seed $(or $(SEED),1)
 
 .PHONY: test-gpu

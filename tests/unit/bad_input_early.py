@@ -233,7 +233,7 @@ LOCATIONS = [
 ]
 
 
-def run_folder(layout: int = 2, **damaged: str) -> dict[str, str]:
+def run_folder(layout: int = 3, **damaged: str) -> dict[str, str]:
     """The files of a run folder that are looked at first; `damaged`: what has become of one, by its first name."""
     files = {"config.yaml": CONFIG, "manifest.parquet": "PAR1", "plan.json": "{}"}
     checksums = {name: hashlib.sha256(content.encode()).hexdigest() for name, content in files.items()}

@@ -187,8 +187,8 @@ def test_a_completed_trial_is_not_trained_again_where_its_row_says_failed_elsewh
 def test_a_folder_of_another_layout_or_of_none_is_refused_by_one_line(runs: dict[str, Path], tmp_path: Path) -> None:
     run = Path(shutil.copytree(runs["finished"], tmp_path / "run"))
     document = read_document(str(run / "format"), "")
-    write_document(str(run / "format"), document | {"layout": 3})
-    with pytest.raises(StorageError, match="layout 3, and this version of tlray reads layout 2: use the version that"):
+    write_document(str(run / "format"), document | {"layout": 2})
+    with pytest.raises(StorageError, match="layout 2, and this version of tlray reads layout 3: use the version that"):
         load_run(str(run))
     (run / "format").unlink()
     with pytest.raises(StorageError, match="has no file `format`: an earlier version of tlray made it") as refused:

@@ -55,13 +55,20 @@ def test_a_group_ends_like_its_trials_one_by_one(
     assert not list((tmp_path / "group" / "groups").rglob("*.*"))
 
 
-# the heads that are mapped over the rows, and dropout: equal seeds draw equal masks
-@pytest.mark.parametrize(("network", "size"), [("torchvision/squeezenet1_0", 64), ("torchvision/mobilenet_v2", 32)])
+# heads that are mapped over the rows, and dropout: equal seeds draw equal masks
+OTHER_HEADS = [
+    BackboneConfig(
+        id="timm/deit_tiny_distilled_patch16_224", weights="none", input_size=64, options={"depth": 1, "drop_rate": 0.3}
+    ),
+    BackboneConfig(id="torchvision/mobilenet_v2", weights="none", input_size=32),
+]
+
+
+@pytest.mark.parametrize("config", OTHER_HEADS, ids=lambda config: config.id)
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_other_heads_and_dropout_end_like_trials_one_by_one_too(
-    network: str, size: int, optimizer: str, manifest: Manifest, tmp_path: Path
+    config: BackboneConfig, optimizer: str, manifest: Manifest, tmp_path: Path
 ) -> None:
-    config = BackboneConfig(id=network, weights="none", input_size=size)
     images = activation_images(manifest)
     trials = make_trials(config, MIX[2:4], epochs=3, optimizer=optimizer)
     theirs, their_curves = run_one_by_one(trials, tmp_path / "alone", images)

@@ -19,7 +19,7 @@ from tlray.training.probes import StackedHeads, fusable_suffix, loss_by_row
 from tlray.training.step import train_step
 
 NUM_CLASSES, STEPS, STEPS_PER_EPOCH = 3, 12, 4
-# a plain linear head, dropout in front of it, a convolution with ReLU and pooling behind it, two heads averaged
+# a plain linear head, dropout in front of it, a head that pools first (pooled_head.py), two heads averaged
 SUFFIXES = {
     "timm/test_resnet": (32, {}),
     "torchvision/mobilenet_v2": (32, {}),
@@ -141,6 +141,7 @@ def test_a_row_that_overflows_leaves_the_others_alone(network: str, optimizer: s
 
 def test_a_linear_head_is_one_product_and_any_other_is_mapped_over_the_rows() -> None:
     linear = {"timm/test_resnet": "fc", "torchvision/mobilenet_v2": "classifier.1"}
+    linear["torchvision/squeezenet1_0"] = "classifier.1.3"
     for network in SUFFIXES:
         heads = StackedHeads(probe(network), 2)
         assert heads.linear == linear.get(network, "")

@@ -172,8 +172,11 @@ def load_backbone(uri: str) -> tuple[Backbone, BundleConfig]:
     uri = storage.absolute(uri)
     checksums = read_checksums(uri)
     config = read_bundle_config(uri, checksums)
+    tensors = load_safetensors(read_verified(uri, WEIGHTS, checksums))
     backbone = build_backbone(config.backbone, len(config.classes))
-    backbone.model.load_state_dict(load_safetensors(read_verified(uri, WEIGHTS, checksums)), strict=True)
+    if tensors.keys() != backbone.model.state_dict().keys():  # of a version that kept the library's kind of classifier
+        backbone = build_backbone(config.backbone, len(config.classes), as_published=True)
+    backbone.model.load_state_dict(tensors, strict=True)
     return backbone, config
 
 

@@ -18,6 +18,7 @@ from tlray.catalogue.libraries import library
 from tlray.config import BackboneConfig
 from tlray.errors import BackboneError
 from tlray.models.blocks import Block, Trace, is_inside, trace_model
+from tlray.models.pooled_head import pool_first
 from tlray.models.weights.load import load_weights
 from tlray.models.weights.metadata import check_architecture, preprocessing_of
 from tlray.models.weights.read import read_weights
@@ -52,9 +53,10 @@ class Backbone:
         return is_inside(name, self.head)
 
 
-def build_backbone(config: BackboneConfig, num_classes: int, *, seed: int = 0) -> Backbone:
+def build_backbone(config: BackboneConfig, num_classes: int, *, seed: int = 0, as_published: bool = False) -> Backbone:
     """The backbone that `config` describes, on the CPU, equal for equal seeds; leaves the caller's RNG as it was.
 
+    `as_published`: with the library's kind of classifier, also where a new one is pooled_head.py's.
     BackboneError: unknown id, weights that cannot be had or do not fit, options or an input size the model refuses.
     """
     backbone_id = resolve_id(config.id)
@@ -75,9 +77,11 @@ def build_backbone(config: BackboneConfig, num_classes: int, *, seed: int = 0) -
         head = find_head(model, backbone_id)
         if not hasattr(model, "get_classifier"):  # timm's models, which have it, are built with num_classes outputs
             _replace_head(model, head[0], num_classes)
+        published = head
+        head = head if as_published else pool_first(model, head, num_classes)
         _initialise_head(model, head)
-    notes = load_weights(model, file, head, backbone_id).notes if file is not None else ()
-    if preprocessing.input_size != usual_size or config.options:
+    notes = load_weights(model, file, published, backbone_id).notes if file is not None else ()
+    if preprocessing.input_size != usual_size or config.options or head != published:
         _check_forward(model, preprocessing.input_size, num_classes, backbone_id)
     trace, blocks_error = None, None
     try:

@@ -27,7 +27,7 @@ from tlray.models.backbone import Backbone
 from tlray.models.blocks import STOCHASTIC_FUNCTIONS, Trace
 from tlray.models.liveness import Values, live_at, needed_for, parameters_used, values_of
 
-SPLIT_VERSION = 1  # part of every activation's key: raised when a prefix would compute something else
+SPLIT_VERSION = 2  # part of every activation's key: raised when a prefix would compute something else (2: SqueezeNet)
 
 
 class SplitError(BackboneError):

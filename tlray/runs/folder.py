@@ -18,7 +18,7 @@ from tlray.storage.sealed import checksum_of, read_document, write_document
 
 FORMAT, CONFIG, PLAN, RANKING = "format", "config.yaml", "plan.json", "ranking.json"
 MANIFEST, BAD_IMAGES = "manifest.parquet", "bad_images.jsonl"
-LAYOUT = 2  # 1 had no checksums and no file `format`
+LAYOUT = 3  # 1 had no checksums and no file `format`; 2 had the libraries' own kinds of classifier, and no solver
 
 
 def write_format(run_uri: str, checksums: Mapping[str, str]) -> None:

@@ -21,6 +21,7 @@ from torch.func import functional_call, vmap
 from tlray.models.backbone import Backbone
 from tlray.models.freeze import BatchNorm, parameter_groups
 from tlray.models.liveness import parameters_used
+from tlray.models.pooled_head import is_reshaping
 from tlray.models.split import trainable_suffix
 from tlray.process.device import autocast
 
@@ -152,9 +153,12 @@ def _split(suffix: nn.Module) -> tuple[nn.Module, fx.GraphModule]:
 
 
 def _only_linear(own: fx.GraphModule) -> str:
-    """The name of the linear layer that a head consists of, but for identities; "" where it is something else."""
+    """The name of the linear layer that a head consists of; "" where it is something else.
+
+    Identities do not count, nor what gives logits (B, C) the shape that they have already.
+    """
     steps = [node for node in own.graph.nodes if node.op not in ("placeholder", "output")]
     modules = {node: own.get_submodule(str(node.target)) for node in steps if node.op == "call_module"}
     rest = [node for node in steps if not isinstance(modules.get(node), nn.Identity)]
-    is_linear = len(rest) == 1 and type(modules.get(rest[0])) is nn.Linear
+    is_linear = bool(rest) and type(modules.get(rest[0])) is nn.Linear and all(map(is_reshaping, rest[1:]))
     return str(rest[0].target) if is_linear else ""

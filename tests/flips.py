@@ -138,6 +138,7 @@ READERS: dict[str, Read] = {
     "trials/*/trial.json": lambda run, file: load_trial(str(run), file.parent.name).model_dump_json(),
     "trials/*/result.json": mended,
     "trials/*/test_predictions.parquet": mended,
+    "trials/*/val_predictions.parquet": mended,
     "trials/*/history.jsonl": lambda run, file: repr(load_history(str(file.parent))),
     "trials/*/progress.json": trial_goes_on,
     "trials/*/epoch-*.safetensors": trial_goes_on,

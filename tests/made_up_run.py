@@ -18,7 +18,7 @@ from tlray.data.manifest import BadImage, Image, Manifest
 from tlray.runs.folder import CONFIG, PLAN, write_format
 from tlray.runs.manifest import save_manifest
 from tlray.runs.results import TrialResult
-from tlray.runs.trials import PREDICTIONS, write_trial_result
+from tlray.runs.trials import PREDICTION_FILES, write_trial_result
 from tlray.storage.sealed import write_checked
 from tlray.training.epoch import EpochMetrics
 from tlray.training.record import Progress, save_history
@@ -102,7 +102,7 @@ def _trained(
     predicted = np.where(correct, label, (label + 1) % len(classes))
     sink = io.BytesIO()
     pq.write_table(pa.table({"row": np.arange(num_test), "label": label, "predicted": predicted}), sink)
-    checksum = write_checked(storage.join(folder, PREDICTIONS), sink.getvalue())
+    checksum = write_checked(storage.join(folder, PREDICTION_FILES["test"]), sink.getvalue())
     row = _row(
         trial,
         status=status,
@@ -115,7 +115,7 @@ def _trained(
         num_trainable_params=1_000,
         seconds=12.0,
     )
-    return row, {PREDICTIONS: checksum}
+    return row, {PREDICTION_FILES["test"]: checksum}
 
 
 def _row(trial: TrialConfig, **fields: Any) -> TrialResult:

@@ -168,7 +168,9 @@ def assert_same_folder(ours: Path, theirs: Path, tolerance: float = TOLERANCE) -
     assert len((ours / "history.jsonl").read_text().splitlines()) == len(
         (theirs / "history.jsonl").read_text().splitlines()
     )
-    predictions = [pq.read_table(folder / "test_predictions.parquet").to_pydict() for folder in (ours, theirs)]
-    confidence = [table.pop("confidence") for table in predictions]
-    assert predictions[0] == predictions[1]
-    assert confidence[0] == pytest.approx(confidence[1], rel=10 * tolerance)
+    for name in ("test_predictions.parquet", "val_predictions.parquet"):
+        predictions = [pq.read_table(folder / name).to_pydict() for folder in (ours, theirs)]
+        confidence, logs = ([table.pop(key) for table in predictions] for key in ("confidence", "log_probabilities"))
+        assert predictions[0] == predictions[1]
+        assert confidence[0] == pytest.approx(confidence[1], rel=10 * tolerance)
+        assert np.allclose(logs[0], logs[1], rtol=0, atol=100 * tolerance)

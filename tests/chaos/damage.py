@@ -20,7 +20,7 @@ FILE_KINDS = (  # (kind, path below the storage)
     ("checkpoint", r"/(trials|groups)/[^/]+/.*\.safetensors$"),
     ("group", r"/groups/[^/]+/.*"),
     ("result", r"/trials/[^/]+/result\.json$"),
-    ("predictions", r"/trials/[^/]+/test_predictions\.parquet$"),
+    ("predictions", r"/trials/[^/]+/(test|val)_predictions\.parquet$"),
     ("results", r"/results\.jsonl$"),
     ("leaderboard", r"/leaderboard\.json$"),
     ("budget", r"/budget\.json$"),

@@ -117,15 +117,17 @@ def test_a_trial_without_any_whole_checkpoint_starts_again(interrupted: Path) ->
     assert read_notes(str(interrupted))[0].endswith("the trial starts again")
 
 
+@pytest.mark.parametrize("split", ["test", "val"])
 def test_a_row_whose_predictions_are_damaged_is_made_again_and_is_the_same(
-    runs: dict[str, Path], tmp_path: Path
+    runs: dict[str, Path], tmp_path: Path, split: str
 ) -> None:
     run = Path(shutil.copytree(runs["finished"], tmp_path / runs["finished"].name))
     before, leaderboard = scores(run), make_leaderboard(str(run))
-    for predictions in run.glob("trials/*/test_predictions.parquet"):
+    for predictions in run.glob(f"trials/*/{split}_predictions.parquet"):
         predictions.write_bytes(b"PAR1")
-    with pytest.raises(DamagedError, match="`tlray resume` scores the trial again"):
-        make_leaderboard(str(run))
+    if split == "test":
+        with pytest.raises(DamagedError, match="`tlray resume` scores the trial again"):
+            make_leaderboard(str(run))
     train_on(run)
     assert scores(run) == before
     again = make_leaderboard(str(run))

@@ -18,11 +18,11 @@ import scipy.stats
 from tlray.errors import TlrayError
 from tlray.runs.board import append_result, load_leaderboard, write_leaderboard
 from tlray.runs.notes import read_notes
+from tlray.runs.predictions import load_correctness
 from tlray.runs.results import TrialResult, build_leaderboard, paired_gain
 from tlray.runs.trials import (
-    PREDICTIONS,
+    PREDICTION_FILES,
     delete_trial_result,
-    load_correctness,
     load_recorded,
     load_results,
     read_trial_result,
@@ -58,7 +58,8 @@ def write_predictions(run_uri: str, trial_id: str, correct: np.ndarray) -> dict[
     table = pa.table({"row": order, "label": np.zeros(len(correct), int), "predicted": (~correct[order]).astype(int)})
     sink = io.BytesIO()
     pq.write_table(table, sink)
-    return {PREDICTIONS: write_checked(trial_uri(run_uri, trial_id, PREDICTIONS), sink.getvalue())}
+    name = PREDICTION_FILES["test"]
+    return {name: write_checked(trial_uri(run_uri, trial_id, name), sink.getvalue())}
 
 
 def test_rows_come_back_as_they_were_written_in_the_order_of_their_trials(tmp_path):

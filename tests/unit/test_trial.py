@@ -14,7 +14,9 @@ from tlray.config import BackboneConfig, DataConfig, Recipe, StrategyConfig, Tri
 from tlray.data.manifest import make_manifest
 from tlray.errors import DivergenceError
 from tlray.models.backbone import build_backbone
+from tlray.runs.predictions import load_probabilities
 from tlray.runs.results import TrialResult
+from tlray.runs.trials import read_recorded
 from tlray.training import loop
 from tlray.training.epoch import EpochMetrics
 from tlray.training.step import train_step
@@ -70,6 +72,20 @@ def test_a_trial_interrupted_at_any_epoch_ends_bit_for_bit_like_an_undisturbed_o
         ours = load_trained(trial, str(folder), images.num_classes).model.state_dict()
         theirs = load_trained(trial, str(tmp_path / "whole"), images.num_classes).model.state_dict()
         assert all(ours[key].equal(theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("strategy", ["linear_probe", "full"])
+def test_the_validation_predictions_that_a_trial_keeps_are_those_of_its_best_epoch(
+    strategy: str, images: TrialImages, tmp_path: Path
+) -> None:
+    result = train(make_trial(strategy), tmp_path, images)
+    recorded = read_recorded(str(tmp_path), "t")
+    assert result is not None
+    assert recorded is not None
+    found = load_probabilities(str(tmp_path), recorded, "val")
+    assert found is not None
+    assert (found.logs.argmax(axis=1) == found.labels).mean() == pytest.approx(result.val_accuracy)
+    assert -found.logs[range(len(found.labels)), found.labels].mean() == pytest.approx(result.val_loss, rel=1e-4)
 
 
 def test_float16_and_patience_survive_an_interruption_too(images: TrialImages, tmp_path: Path) -> None:

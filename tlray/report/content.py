@@ -16,8 +16,9 @@ from tlray.runs.board import make_leaderboard
 from tlray.runs.budget.clock import Spent, read_spent
 from tlray.runs.folder import CONFIG, PLAN, read_verified
 from tlray.runs.manifest import load_manifest
+from tlray.runs.predictions import read_predictions
 from tlray.runs.results import Leaderboard
-from tlray.runs.trials import for_each, read_predictions, read_recorded, trial_uri
+from tlray.runs.trials import for_each, read_recorded, trial_uri
 from tlray.training.record import load_history
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -124,7 +125,7 @@ def _read_histories(run_uri: str, trial_ids: tuple[str, ...]) -> dict[str, list[
 def _read_confusion(run_uri: str, trial_id: str, classes: tuple[str, ...]) -> Confusion:
     recorded = read_recorded(run_uri, trial_id)
     assert recorded is not None, "the champion has a row"
-    table = read_predictions(run_uri, recorded, ["label", "predicted"])
+    table = read_predictions(run_uri, recorded, "test", ["label", "predicted"])
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
     np.add.at(counts, (table["label"].to_numpy(), table["predicted"].to_numpy()), 1)
     return Confusion(classes, counts)

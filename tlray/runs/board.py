@@ -10,8 +10,9 @@ import json
 
 from tlray import storage
 from tlray.runs.notes import leave_note
+from tlray.runs.predictions import load_correctness
 from tlray.runs.results import Leaderboard, TrialResult, build_leaderboard
-from tlray.runs.trials import Recorded, for_each, load_correctness, load_recorded
+from tlray.runs.trials import Recorded, for_each, load_recorded
 from tlray.storage.sealed import read_document, sealed, unsealed, write_document
 
 RESULTS, LEADERBOARD = "results.jsonl", "leaderboard.json"

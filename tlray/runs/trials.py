@@ -11,23 +11,21 @@
 A trial with a result.json has ended, whatever results.jsonl or a mark may say; a failed one is tried again by a resume.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import numpy as np
-import pyarrow as pa
 from pydantic import ValidationError
 
 from tlray import storage
 from tlray.errors import DamagedError, TlrayError, plain_reason
 from tlray.runs.results import TrialResult
-from tlray.storage import parquet
-from tlray.storage.sealed import read_checked, read_document, write_document
+from tlray.storage.sealed import read_document, write_document
 
 READERS = 32  # threads
-TRIAL, RESULT, PREDICTIONS = "trial.json", "result.json", "test_predictions.parquet"
+TRIAL, RESULT = "trial.json", "result.json"
+PREDICTION_FILES = {"val": "val_predictions.parquet", "test": "test_predictions.parquet"}
 STOPPED, UNREADABLE = "stopped", "unreadable"
 SCORE_AGAIN = "`tlray resume` scores the trial again"
 TRAIN_AGAIN = "`tlray resume` goes back to the last whole checkpoint of the trial"
@@ -37,10 +35,18 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Recorded:
-    """A trial's final row with the sha256 of the files that it speaks of, by name: checkpoint and test predictions."""
+    """A trial's final row with the sha256 of the files that it speaks of, by name: checkpoint and predictions."""
 
     result: TrialResult
     files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def predictions(self) -> dict[str, str]:
+        return {name: sha for name, sha in self.files.items() if name in PREDICTION_FILES.values()}
+
+    @property
+    def checkpoints(self) -> dict[str, str]:
+        return {name: sha for name, sha in self.files.items() if name not in PREDICTION_FILES.values()}
 
 
 @dataclass(frozen=True)
@@ -158,23 +164,6 @@ def unmark_stopped(run_uri: str, trial_id: str) -> None:
 
 def was_stopped(run_uri: str, trial_id: str) -> bool:
     return storage.exists(trial_uri(run_uri, trial_id, STOPPED))
-
-
-def read_predictions(run_uri: str, recorded: Recorded, columns: Iterable[str]) -> pa.Table:
-    """Columns of the trial's test_predictions.parquet: row, content_id, label, predicted, confidence."""
-    uri = trial_uri(run_uri, recorded.result.trial_id, PREDICTIONS)
-    try:
-        data = read_checked(uri, recorded.files.get(PREDICTIONS, ""), SCORE_AGAIN)
-    except storage.NotFoundError:
-        raise DamagedError(f"{uri} is missing: {SCORE_AGAIN}") from None
-    return parquet.read_table(data, list(columns))
-
-
-def load_correctness(run_uri: str, recorded: Recorded) -> np.ndarray:
-    """Whether each test image was classified correctly: bool (N,), in the order of the test split."""
-    table = read_predictions(run_uri, recorded, ["row", "label", "predicted"]).sort_by("row")
-    correct: np.ndarray = table["label"].to_numpy() == table["predicted"].to_numpy()
-    return correct
 
 
 def _parse(document: dict[str, Any], where: str) -> TrialResult:

@@ -18,7 +18,6 @@ from tlray.runs.notes import leave_note
 from tlray.runs.prepare import Run, check_derived
 from tlray.runs.results import ranked
 from tlray.runs.trials import (
-    PREDICTIONS,
     RESULT,
     UNREADABLE,
     Recorded,
@@ -58,18 +57,17 @@ def _whole_row(run_uri: str, trial_id: str) -> Recorded | None:
     except DamagedError:
         _open_again(run_uri, trial_id, f"{RESULT} is damaged; the trial is scored again")
         return None
-    if recorded is None or PREDICTIONS not in recorded.files:  # a failed one has none
-        return recorded
-    if is_whole(trial_uri(run_uri, trial_id, PREDICTIONS), recorded.files[PREDICTIONS]):
-        return recorded
-    _open_again(run_uri, trial_id, f"{PREDICTIONS} is damaged or missing; the trial is scored again")
-    return None
+    for name, sha256 in recorded.predictions.items() if recorded is not None else ():  # a failed one has none
+        if not is_whole(trial_uri(run_uri, trial_id, name), sha256):
+            _open_again(run_uri, trial_id, f"{name} is damaged or missing; the trial is scored again")
+            return None
+    return recorded
 
 
 def _has_checkpoint(run_uri: str, recorded: Recorded) -> bool:
     trial_id = recorded.result.trial_id
     storage.delete(trial_uri(run_uri, trial_id, UNREADABLE))
-    checkpoints = {name: sha for name, sha in recorded.files.items() if name != PREDICTIONS}
+    checkpoints = recorded.checkpoints
     if all(is_whole(trial_uri(run_uri, trial_id, name), sha) for name, sha in checkpoints.items()):
         return True
     unmark_stopped(run_uri, trial_id)
@@ -104,7 +102,7 @@ def _has_progress(run_uri: str, recorded: Recorded) -> bool:
         prefix_images_computed=result.prefix_images_computed - charged,
         seconds=result.seconds,
         peak_memory_bytes=result.peak_memory_bytes,
-        files={name: sha for name, sha in recorded.files.items() if name != PREDICTIONS},
+        files=recorded.checkpoints,
     )
     save_progress(uri, progress)
     leave_note(run_uri, f"trials/{result.trial_id}: {PROGRESS} was damaged or missing, and is made again")

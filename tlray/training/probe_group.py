@@ -9,7 +9,7 @@ trained alone: up to the order of additions in a matrix product of another size,
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,12 +23,14 @@ from tlray.models.backbone import Backbone, build_backbone
 from tlray.models.freeze import freeze, hash_tensors
 from tlray.models.split import trainable_suffix
 from tlray.process.device import arithmetic, chosen_precision
+from tlray.runs.predictions import PREDICTED_SPLITS, PredictedSplit
 from tlray.runs.results import TrialResult
-from tlray.runs.trials import PREDICTIONS, for_each, read_states, write_trial_result
+from tlray.runs.trials import for_each, read_states, write_trial_result
 from tlray.training.checkpoint import MODEL, checkpoint_name
 from tlray.training.fusion import can_fuse, fusion_key
 from tlray.training.inputs import model_inputs, place
 from tlray.training.loop import is_done, thaw_plan, with_precision
+from tlray.training.predictions import Answers, split_batches, write_predictions
 from tlray.training.probe_checkpoint import GroupFolder, Row
 from tlray.training.probe_loop import GroupReport, fit_group
 from tlray.training.probes import StackedHeads, fusable_suffix
@@ -41,12 +43,11 @@ from tlray.training.trial import (
     run_trial,
     scored_result,
     trial_folder,
-    write_predictions,
 )
 from tlray.training.worker import Worker
 
 LARGEST_STACK = 2**30  # bytes of parameters, gradients, moments and best parameters of the heads that train as one
-LARGEST_LOGITS = 2**28  # bytes of test logits held at once
+LARGEST_LOGITS = 2**28  # bytes of validation and test logits held at once
 COPIES = 5  # of each parameter in a stack
 WRITERS = 8  # threads that write rows: a trial's folder is five small objects, which S3 takes its time for
 
@@ -185,56 +186,59 @@ def _write_rows(
 ) -> dict[str, TrialResult]:
     """Every trial's folder and row. The first trial's comes last: the group's checkpoint is found by its name."""
     order = [index for index in (*range(1, len(rows)), 0) if rows[index].trial.trial_id not in left_out]
-    at_once = max(1, LARGEST_LOGITS // (4 * group.streams.num_test * group.images.num_classes))
+    num_images = group.streams.num_val + group.streams.num_test
+    at_once = max(1, LARGEST_LOGITS // (4 * num_images * group.images.num_classes))
     results: dict[str, TrialResult] = {}
     with ThreadPoolExecutor(WRITERS) as pool:
         for start in range(0, len(order), at_once):
             portion = order[start : start + at_once]
             trained = [index for index in portion if rows[index].error is None]
-            tests = _test(group, best, trained) if trained else {}
-            write = partial(_write_row, group, rows, best, tests)
+            answers = _answers(group, best, trained) if trained else {}
+            write = partial(_write_row, group, rows, best, answers)
             *most, last = portion
             results |= zip([rows[index].trial.trial_id for index in most], pool.map(write, most), strict=True)
             results[rows[last].trial.trial_id] = write(last)
     return results
 
 
-@dataclass(frozen=True)
-class _Test:
-    """What one row says of the test split: rows (N,) of it, labels (N,) int64, logits (N, C)."""
-
-    rows: torch.Tensor
-    labels: torch.Tensor
-    logits: torch.Tensor
-
-
 @torch.no_grad()
-def _test(group: _Opened, best: dict[str, torch.Tensor], chosen: Sequence[int]) -> dict[int, _Test]:
-    """The best epochs of the chosen rows on the test split, in one pass over it."""
+def _answers(
+    group: _Opened, best: dict[str, torch.Tensor], chosen: Sequence[int]
+) -> dict[int, dict[PredictedSplit, Answers]]:
+    """What the best epochs of the chosen rows say of the validation and the test split, in one pass over each."""
     group.backbone.model.eval()
     heads = StackedHeads(group.backbone, len(chosen))
     heads.load({key: tensor[list(chosen)] for key, tensor in best.items()})
+    by_split = {split: _stacked_answers(group, heads, split) for split in PREDICTED_SPLITS}
+    return {
+        index: {split: replace(stacked, logits=stacked.logits[place]) for split, stacked in by_split.items()}
+        for place, index in enumerate(chosen)
+    }
+
+
+def _stacked_answers(group: _Opened, heads: StackedHeads, split: PredictedSplit) -> Answers:
+    """Those of all heads: logits (heads, N, C)."""
     streams = group.streams
-    logits = torch.empty(len(chosen), streams.num_test, group.images.num_classes)
-    rows, labels = [], []
-    end = 0
+    rows, labels, logits = [], [], []
     recipe = with_precision(group.recipe, group.worker.device)
     with (
-        closing(on_device(streams.test(), group.worker.device)) as batches,
+        closing(on_device(split_batches(streams, split), group.worker.device)) as batches,
         arithmetic(group.worker.device, recipe.precision, deterministic=recipe.deterministic),
     ):
         for batch in batches:
-            begin, end = end, end + len(batch.labels)
             some = heads.logits(model_inputs(batch, streams, group.worker, recipe.precision), recipe.precision)
-            logits[:, begin:end] = some.transpose(0, 1).cpu()
-            rows.append(batch.rows)
+            logits.append(some.transpose(0, 1).cpu())
+            rows.append(batch.rows.cpu())
             labels.append(batch.labels.cpu())
-    assert end == streams.num_test, "a stream tells how many images it has"
-    return {index: _Test(torch.cat(rows), torch.cat(labels), logits[place]) for place, index in enumerate(chosen)}
+    return Answers(torch.cat(rows), torch.cat(labels), torch.cat(logits, dim=1))
 
 
 def _write_row(
-    group: _Opened, rows: Sequence[Row], best: dict[str, torch.Tensor], tests: dict[int, _Test], index: int
+    group: _Opened,
+    rows: Sequence[Row],
+    best: dict[str, torch.Tensor],
+    answers: dict[int, dict[PredictedSplit, Answers]],
+    index: int,
 ) -> TrialResult:
     """One trial's folder: checkpoint, curve and predictions, then the row, whose presence means done.
 
@@ -249,13 +253,10 @@ def _write_row(
         result, files = TrialResult(**fields, status="failed", error=error), {}
     else:
         checksum = folder.save_best(progress, _checkpoint(group, best, index), group.frozen_hash)
-        test = tests[index]
-        scores, predictions = write_predictions(
-            folder.uri, test.rows, test.labels, test.logits, group.images.test_content_ids
-        )
+        scores, predictions = write_predictions(folder.uri, answers[index], group.images.content_ids)
         uri = folder.checkpoint_uri(progress.best_epoch)
         result = scored_result(fields | group.sizes, trial, progress, scores, uri)
-        files = {checkpoint_name(progress.best_epoch): checksum, PREDICTIONS: predictions}
+        files = {checkpoint_name(progress.best_epoch): checksum, **predictions}
     write_trial_result(group.run_uri, result, files)
     return result
 

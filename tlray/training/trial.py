@@ -6,14 +6,11 @@ The result is a function of the trial, the images and the seed; the trial's fold
 """
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from tlray import storage
@@ -24,16 +21,15 @@ from tlray.data.kept import KeptPixels
 from tlray.data.loader import GB, make_streams
 from tlray.data.manifest import Manifest
 from tlray.data.read import image_reader
-from tlray.data.to_device import on_device
 from tlray.data.windows import windows_of
 from tlray.errors import DamagedError, DivergenceError, TrialError
 from tlray.models.backbone import Backbone, build_backbone
 from tlray.models.freeze import freeze, hash_tensors
 from tlray.models.split import trainable_suffix
 from tlray.process.device import arithmetic, chosen_precision
+from tlray.runs.predictions import PREDICTED_SPLITS, PredictedSplit
 from tlray.runs.results import TrialResult
 from tlray.runs.trials import (
-    PREDICTIONS,
     UNREADABLE,
     checkpoint_of,
     read_trial_result,
@@ -41,15 +37,14 @@ from tlray.runs.trials import (
     unmark_stopped,
     write_trial_result,
 )
-from tlray.storage.sealed import write_checked
 from tlray.training.checkpoint import TrialFolder, checkpoint_name, read_tensors, unpack_model
 from tlray.training.epoch import EpochMetrics, Report
-from tlray.training.inputs import model_inputs, place
+from tlray.training.inputs import place
 from tlray.training.loop import Feed, fit, is_done, thaw_plan, with_precision
-from tlray.training.metrics import ClassificationSums, Scores
+from tlray.training.metrics import Scores
+from tlray.training.predictions import answers_of, write_predictions
 from tlray.training.record import Progress, recorded_fields
 from tlray.training.repeat import as_it_trains, begin_again
-from tlray.training.step import eval_step
 from tlray.training.worker import Worker
 
 
@@ -67,7 +62,7 @@ class TrialImages:
 
     num_classes: int
     open_streams: Callable[[Preprocessing, Recipe, int, Worker], Streams]  # the int is the seed
-    test_content_ids: tuple[str, ...]
+    content_ids: Mapping[PredictedSplit, tuple[str, ...]]  # of the images of a split, in its order
     open_activations: Callable[[Backbone, int, TrialConfig, Worker], Streams | None] = _recompute
     charged_images: Mapping[str, int] = field(default_factory=dict)  # by the activation pass, for a trial's sake
 
@@ -96,8 +91,8 @@ def manifest_images(manifest: Manifest, data: DataConfig) -> TrialImages:
             device=worker.device,
         )
 
-    test = tuple(image.content_id for image in manifest.split("test"))
-    return TrialImages(num_classes=len(manifest.classes), open_streams=open_streams, test_content_ids=test)
+    content_ids = {split: tuple(image.content_id for image in manifest.split(split)) for split in PREDICTED_SPLITS}
+    return TrialImages(num_classes=len(manifest.classes), open_streams=open_streams, content_ids=content_ids)
 
 
 def trial_folder(run_uri: str, trial_id: str) -> TrialFolder:
@@ -205,12 +200,12 @@ def _conclude(trial: TrialConfig, run_uri: str, backbone: Backbone, worker: Work
     alone = Worker(device=worker.device)
     feed = _feed(backbone, trial, alone, images, thaw_plan(backbone, trial).most)
     with arithmetic(worker.device, recipe.precision, deterministic=recipe.deterministic):
-        rows, labels, logits = _test_logits(backbone, feed, recipe.precision, alone)
-    scores, predictions = write_predictions(folder.uri, rows, labels, logits, images.test_content_ids)
+        answers = {split: answers_of(backbone, feed, split, recipe.precision, alone) for split in PREDICTED_SPLITS}
+    scores, predictions = write_predictions(folder.uri, answers, images.content_ids)
     fields = described(trial, progress, images.charged_images.get(trial.trial_id, 0), backbone) | {"note": note}
     fields["params"] = recipe.model_dump()
     result = scored_result(fields, trial, progress, scores, folder.checkpoint_uri(progress.best_epoch))
-    write_trial_result(run_uri, result, {best: progress.files[best], PREDICTIONS: predictions})
+    write_trial_result(run_uri, result, {best: progress.files[best], **predictions})
     return result
 
 
@@ -251,42 +246,3 @@ def _load(backbone: Backbone, trial: TrialConfig, checkpoint: str, checksum: str
     frozen_hash = hash_tensors(backbone.model, thaw_plan(backbone, trial).frozen_keys)
     backbone.model.train()  # some timm models cache what they derive from their weights until this is called
     unpack_model(backbone.model, read_tensors(checkpoint, checksum, frozen_hash))
-
-
-def _test_logits(
-    backbone: Backbone, feed: Feed, precision: str, worker: Worker
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows (N,), labels (N,) and logits (N, C) of the test split, on the CPU."""
-    backbone.model.eval()
-    rows, labels, logits = [], [], []
-    with closing(on_device(feed.streams.test(), worker.device)) as batches:
-        for batch in batches:
-            inputs = model_inputs(batch, feed.streams, worker, precision)
-            rows.append(batch.rows)
-            labels.append(batch.labels)
-            logits.append(eval_step(feed.model, inputs, precision=precision))
-    return torch.cat(rows), torch.cat(labels).cpu(), torch.cat(logits).cpu()
-
-
-def write_predictions(
-    folder_uri: str, rows: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor, content_ids: Sequence[str]
-) -> tuple[Scores, str]:
-    """Scores on the test split, and the sha256 of the file with every image's prediction, for confidence intervals.
-
-    rows (N,) index `content_ids`, labels (N,) int64, logits (N, C) float32.
-    """
-    sums = ClassificationSums(logits.shape[1])
-    sums.update(logits, labels)
-    best = torch.softmax(logits, dim=1).max(dim=1)
-    table = pa.table(
-        {
-            "row": pa.array(rows.numpy(), pa.int64()),
-            "content_id": pa.array([content_ids[row] for row in rows.tolist()]),
-            "label": pa.array(labels.numpy(), pa.int32()),
-            "predicted": pa.array(best.indices.numpy(), pa.int32()),
-            "confidence": pa.array(best.values.numpy(), pa.float32()),
-        }
-    )
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    return sums.result(), write_checked(storage.join(folder_uri, PREDICTIONS), sink.getvalue().to_pybytes())

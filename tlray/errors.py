@@ -7,7 +7,7 @@ TlrayError                 1  the work failed
 │   ├── DataError             the images
 │   │   └── BadImageError         one that cannot be decoded (data/decode.py)
 │   ├── StorageError          a location that cannot be read or written
-│   │   ├── UnreachableError      a store that gives no answer for now: the same may succeed later
+│   │   ├── UnreachableError   1  a store that gives no answer for now: the same may succeed later
 │   │   ├── NotFoundError         a file, object or folder that is not there (storage)
 │   │   └── DamagedError          a file that is not what was written
 │   └── ClusterError          more than the cluster has
@@ -52,6 +52,7 @@ class StorageError(InputError):
 
 
 class UnreachableError(StorageError):
+    exit_code = 1  # nothing that the user gave is known to be wrong
     may_pass = True
 
 

@@ -24,7 +24,19 @@ from tlray.storage import home_cache
 
 def all_models() -> tuple[ModelFacts, ...]:
     """One entry for each set of weights, and one for each architecture without any; libraries in their order."""
-    return _kept(home_cache.folder("catalogue") / f"facts-{_fingerprint()}.json")
+    return _kept(_path())
+
+
+def weights_by_name(home: str) -> dict[str, tuple[str, ...]]:
+    """Every architecture of an installed library with the tags of its weights, the default first.
+
+    From the file on disk where there is one, which takes no import of the library.
+    """
+    module = library(home)
+    path = _path()
+    if _kept.cache_info().currsize or path.exists():
+        return {facts.name: facts.weights for facts in _kept(path) if facts.library == home}
+    return {name: module.tags(name) for name in module.names()}
 
 
 def architectures() -> dict[str, frozenset[str]]:
@@ -41,6 +53,10 @@ def facts_of(full_id: str) -> ModelFacts:
     home, _, bare = full_id.partition("/")
     name, _, tag = bare.partition(".")
     return _entry(home, name, tag or next(iter(library(home).tags(name)), None))
+
+
+def _path() -> Path:
+    return home_cache.folder("catalogue") / f"facts-{_fingerprint()}.json"
 
 
 @functools.cache

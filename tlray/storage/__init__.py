@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from tlray.errors import StorageError
+from tlray.errors import StorageError, UnreachableError
 from tlray.process.scratch import temporary_folder
 from tlray.storage import local, s3, s3_settings
 from tlray.storage.document import parse_json, parse_object
@@ -231,7 +231,8 @@ def check_writable(uri: str) -> None:
         delete(probe)
     except StorageError as error:
         reason = str(error).replace(probe, probe.rpartition("/")[0]).removeprefix(f"{uri}: ")
-        raise StorageError(f"cannot write to {uri}: {reason}") from None
+        kind = UnreachableError if isinstance(error, UnreachableError) else StorageError
+        raise kind(f"cannot write to {uri}: {reason}") from None
 
 
 def pyarrow_filesystem(uri: str) -> tuple["pyarrow.fs.FileSystem", str]:

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from tlray.config import Recipe
 from tlray.errors import TrialError
 from tlray.models.freeze import hash_tensors
 from tlray.runs.notes import read_notes
 from tlray.training.checkpoint import TrialFolder, pack, unpack_model, unpack_optimizer
 from tlray.training.epoch import EpochMetrics
+from tlray.training.loop import is_done
 from tlray.training.record import Progress
 
 
@@ -37,7 +39,7 @@ def names(folder: Path) -> set[str]:
 def test_progress_survives_the_way_to_disk_and_back(tmp_path: Path) -> None:
     folder = TrialFolder(str(tmp_path))
     assert folder.load_progress() == Progress()
-    progress = Progress(images_seen=7, seconds=1.5).after(metrics(1, 0.5)).after(metrics(2, 0.25))
+    progress = Progress(images_seen=7, seconds=1.5).after(metrics(1, 0.5), 100).after(metrics(2, 0.25), 100)
     folder.save(progress, {"model/w": torch.ones(2)}, "hash")
     loaded = folder.load_progress()
     assert dataclasses.replace(loaded, files={}) == progress
@@ -45,17 +47,42 @@ def test_progress_survives_the_way_to_disk_and_back(tmp_path: Path) -> None:
     assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 2
 
 
-def test_the_best_epoch_is_the_most_accurate_and_among_equals_the_one_of_lower_loss() -> None:
+@pytest.mark.parametrize(
+    ("accuracies", "num_val", "best"),
+    [
+        ((0.5, 0.8, 0.79, 0.75), 100, 3),  # one standard error of 0.8 is 0.0402: the last is 0.05 below
+        ((0.5, 0.8, 0.79, 0.77), 100, 4),
+        ((0.5, 0.8, 0.79, 0.77), 10_000, 2),  # 0.004
+        ((1.0, 0.99), 100, 1),  # 0.0098, an image right and one wrong added
+        ((1.0, 1.0), 100, 2),
+        ((0.8, 0.3, 0.4, 0.5), 100, 1),
+        ((0.5, 0.6, 0.7, 0.8), 100, 4),
+    ],
+)
+def test_the_best_epoch_is_the_latest_within_one_standard_error_of_the_highest_accuracy(
+    accuracies: tuple[float, ...], num_val: int, best: int
+) -> None:
     progress = Progress()
-    for epoch, (accuracy, loss) in enumerate([(0.5, 1.0), (0.7, 0.9), (0.7, 0.8), (0.7, 0.8), (0.6, 0.1)], start=1):
-        progress = progress.after(metrics(epoch, accuracy, loss))
-    assert progress.best_epoch == 3
+    for epoch, accuracy in enumerate(accuracies, start=1):
+        progress = progress.after(metrics(epoch, accuracy), num_val)
+    assert progress.best_epoch == best
+
+
+def test_patience_counts_from_the_highest_accuracy_and_not_from_the_best_epoch() -> None:
+    progress = Progress()
+    for epoch, accuracy in enumerate((0.5, 0.8, 0.79, 0.79), start=1):
+        progress = progress.after(metrics(epoch, accuracy), 100)
+    assert progress.best_epoch == 4
+    assert progress.peak.epoch == 2
+    assert is_done(progress, Recipe(epochs=9, patience=2))
+    assert not is_done(progress, Recipe(epochs=9, patience=3))
+    assert not is_done(progress, Recipe(epochs=9))
 
 
 def test_the_last_two_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:
     folder, progress = TrialFolder(str(tmp_path)), Progress()
     for epoch, accuracy in enumerate([0.5, 0.7, 0.6, 0.65, 0.6], start=1):
-        progress = progress.after(metrics(epoch, accuracy))
+        progress = progress.after(metrics(epoch, accuracy), 100)
         folder.save(progress, {"model/w": torch.full((2,), float(epoch))}, "hash")
     kept = {f"epoch-000{epoch}.safetensors" for epoch in (2, 4, 5)}
     assert names(tmp_path) == {*kept, "history.jsonl", "progress.json"}
@@ -65,10 +92,10 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:
 
 def test_a_kill_between_checkpoint_and_progress_goes_back_one_epoch(tmp_path: Path) -> None:
     folder = TrialFolder(str(tmp_path))
-    first = Progress().after(metrics(1, 0.5))
+    first = Progress().after(metrics(1, 0.5), 100)
     folder.save(first, {"model/w": torch.ones(1)}, "hash")
     before = (tmp_path / "progress.json").read_bytes()
-    folder.save(first.after(metrics(2, 0.4)), {"model/w": torch.zeros(1)}, "hash")
+    folder.save(first.after(metrics(2, 0.4), 100), {"model/w": torch.zeros(1)}, "hash")
     (tmp_path / "progress.json").write_bytes(before)  # as if the process had died before its last write
     folder.go_back()
     progress = folder.load_progress()
@@ -80,7 +107,7 @@ def test_a_kill_between_checkpoint_and_progress_goes_back_one_epoch(tmp_path: Pa
 
 def test_a_checkpoint_over_other_frozen_weights_is_refused(tmp_path: Path) -> None:
     folder = TrialFolder(str(tmp_path))
-    folder.save(Progress().after(metrics(1, 0.5)), {"model/w": torch.ones(1)}, "the weights of then")
+    folder.save(Progress().after(metrics(1, 0.5), 100), {"model/w": torch.ones(1)}, "the weights of then")
     with pytest.raises(TrialError, match="other frozen weights"):
         folder.load_tensors(folder.load_progress(), 1, "the weights of now")
 
@@ -119,7 +146,7 @@ def test_a_packed_model_and_optimizer_continue_exactly_as_the_originals(
     changing = [key for key in whole.state_dict() if not key.startswith("0.")]
     steps(whole, optimizer, range(3))
     folder = TrialFolder(str(tmp_path))
-    folder.save(Progress().after(metrics(1, 0.5)), pack(whole, optimizer, changing), "hash")
+    folder.save(Progress().after(metrics(1, 0.5), 100), pack(whole, optimizer, changing), "hash")
     steps(whole, optimizer, range(3, 6))
 
     resumed, fresh = start()

@@ -150,7 +150,7 @@ def _fit(
         through_prefix = feed.reads_images and trainable_blocks < max(1, len(backbone.blocks))
         num_prefix = streams.num_train + streams.num_val if through_prefix else 0
         progress = replace(
-            progress.after(metrics),
+            progress.after(metrics, streams.num_val),
             images_seen=progress.images_seen + streams.num_train,
             prefix_images_computed=progress.prefix_images_computed + num_prefix,
             seconds=progress.seconds + metrics.seconds,
@@ -262,8 +262,9 @@ def divergence(train_loss: float, epoch: int, recipe: Recipe) -> str:
 
 def is_done(progress: Progress, recipe: Recipe) -> bool:
     """Whether the trial has had its epochs, or its patience has run out."""
-    without_gain = progress.epoch - progress.best_epoch
-    return progress.epoch >= recipe.epochs or 0 < recipe.patience <= without_gain
+    if progress.epoch >= recipe.epochs or not progress.history:
+        return progress.epoch >= recipe.epochs
+    return 0 < recipe.patience <= progress.epoch - progress.peak.epoch
 
 
 def _average_buffers(model: nn.Module, worker: Worker) -> None:

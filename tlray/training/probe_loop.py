@@ -142,7 +142,7 @@ def _run_epoch(group: Group, backbone: Backbone, streams: Streams, worker: Worke
         )
         for place, score in zip(places, scores, strict=True)
     }
-    _advance(group, metrics, streams.num_train, peak_memory(worker.device))
+    _advance(group, metrics, streams.num_train, streams.num_val, peak_memory(worker.device))
     return metrics
 
 
@@ -201,14 +201,14 @@ def _evaluate(heads: StackedHeads, streams: Streams, worker: Worker, precision: 
     return sums.result()
 
 
-def _advance(group: Group, metrics: dict[int, EpochMetrics], num_train: int, memory: int) -> None:
+def _advance(group: Group, metrics: dict[int, EpochMetrics], num_train: int, num_val: int, memory: int) -> None:
     """Note an epoch for the rows (by position) that are in the stacks, keep the best, drop those that have ended."""
     improved: list[int] = []
     places: list[int] = []
     for place, (index, row_metrics) in enumerate(metrics.items()):
         progress = group.rows[index].progress
         progress = replace(
-            progress.after(row_metrics),
+            progress.after(row_metrics, num_val),
             images_seen=progress.images_seen + num_train,
             seconds=progress.seconds + row_metrics.seconds,
             peak_memory_bytes=max(progress.peak_memory_bytes, memory),

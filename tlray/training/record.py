@@ -1,5 +1,6 @@
 """How far a trial is, as its folder records it, and the row of one that failed. No torch: a driver reads it too."""
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -35,16 +36,29 @@ class Progress:
     def best(self) -> EpochMetrics:
         return self.history[self.best_epoch - 1]
 
-    def after(self, metrics: EpochMetrics) -> "Progress":
-        """This progress with one more epoch; a tie in validation accuracy is decided by the lower loss."""
-        better = not self.history or _rank(metrics) > _rank(self.best)
-        return replace(
-            self,
-            epoch=metrics.epoch,
-            step=0,
-            best_epoch=metrics.epoch if better else self.best_epoch,
-            history=(*self.history, metrics),
-        )
+    @property
+    def peak(self) -> EpochMetrics:
+        """The epoch of the highest validation accuracy; a tie is decided by the lower loss, then by the earlier one."""
+        return max(self.history, key=lambda one: (one.val_accuracy, -one.val_loss, -one.epoch))
+
+    def after(self, metrics: EpochMetrics, num_val: int) -> "Progress":
+        """This progress with one more epoch, measured on `num_val` images.
+
+        The best epoch is the latest whose validation accuracy is within one standard error of the highest: the rule
+        of Breiman et al. (Classification and Regression Trees, 1984, section 3.4.3). On few images the highest
+        itself is luck, and what trained longer under a falling rate does better on new images.
+        """
+        after = replace(self, epoch=metrics.epoch, step=0, history=(*self.history, metrics))
+        highest = after.peak.val_accuracy
+        if metrics.val_accuracy >= highest - standard_error(highest, num_val):
+            return replace(after, best_epoch=metrics.epoch)
+        return after
+
+
+def standard_error(accuracy: float, num_images: int) -> float:
+    """Of an accuracy in [0, 1]; an image right and one wrong are added, or a perfect one would have none."""
+    share = (accuracy * num_images + 1) / (num_images + 2)
+    return math.sqrt(share * (1 - share) / num_images)
 
 
 def parse_progress(fields: dict[str, Any]) -> Progress:
@@ -127,6 +141,3 @@ def failed_result(trial: TrialConfig, run_uri: str, error: str, *, may_pass: boo
     fields = recorded_fields(trial, load_progress(folder), 0)
     return TrialResult(**fields, status="failed", error=error, note=note, may_pass=may_pass)
 
-
-def _rank(metrics: EpochMetrics) -> tuple[float, float]:
-    return metrics.val_accuracy, -metrics.val_loss

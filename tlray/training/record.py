@@ -140,4 +140,3 @@ def failed_result(trial: TrialConfig, run_uri: str, error: str, *, may_pass: boo
     trial, note = as_it_trains(trial, folder)
     fields = recorded_fields(trial, load_progress(folder), 0)
     return TrialResult(**fields, status="failed", error=error, note=note, may_pass=may_pass)
-

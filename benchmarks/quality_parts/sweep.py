@@ -1,0 +1,105 @@
+"""tlray's cells: a sweep as a user starts it, at the defaults of everything but images, backbones and places.
+
+    for cell in sweep_cells(folder, images, shared, seed): ...
+
+The single model is the leaderboard's champion. The run folder stays in FOLDER/runs, without what can be computed again.
+"""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.process_tree import run_measured
+from benchmarks.quality_parts.cells import Cell, Key
+from benchmarks.quality_parts.compare import OURS
+from benchmarks.quality_parts.sets import listing
+from benchmarks.quality_parts.weights import backbone_entries
+
+
+def config(images: Path, shared: Path, place: Path, seed: int) -> dict[str, Any]:
+    return {
+        "name": "run",
+        "storage": str(place),
+        "seed": seed,
+        "data": {**{split: str(images / split) for split in ("train", "val", "test")}, "cache": str(place / "cache")},
+        "backbones": backbone_entries(str(shared)),
+        "strategies": "auto",
+    }
+
+
+def sweep_cells(place: Path, images: Path, shared: Path, key: Callable[[str], Key]) -> list[Cell]:
+    """The run's cells: so far the champion's. `key`: a rival's name -> its key."""
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    path = place / "config.yaml"
+    path.write_text(yaml.safe_dump(config(images, shared, place, key(OURS).seed)))
+    usage = run_measured([sys.executable, "-m", "tlray.cli", "run", str(path)])
+    (done,) = (place / "run").glob("*/DONE")
+    for name in ("cache", "activations", "images"):
+        shutil.rmtree(place / name, ignore_errors=True)
+    cell = champion_cell(str(done.parent), images, key(OURS))
+    return [replace(cell, cpu_seconds=usage.cpu_seconds, wall_seconds=usage.wall_seconds, commit=commit())]
+
+
+def champion_cell(run: str, images: Path, key: Key) -> Cell:
+    """The leaderboard's champion with its answers, and all rows as candidates."""
+    from tlray.runs.board import load_leaderboard
+
+    leaderboard = load_leaderboard(run)
+    champion = leaderboard.champion
+    assert champion is not None, "no trial was scored"
+    candidates = [
+        {
+            "backbone": row.backbone,
+            "strategy": row.strategy,
+            "lr": row.params["lr"],
+            "status": row.status,
+            "epochs": row.epochs,
+            "best_epoch": row.best_epoch,
+            "score": row.val_accuracy,
+            "test": row.test_accuracy,
+        }
+        for row in leaderboard.rows
+    ]
+    files, labels, _ = listing(images, "test")
+    answers = predictions(run, champion.trial_id)
+    return Cell(
+        key=key,
+        chosen=f"{champion.backbone} {champion.strategy} lr={champion.params['lr']:g}",
+        predictions=tuple(answers[str(file)] for file in files),
+        labels=tuple(labels),
+        candidates=tuple(candidates),
+    )
+
+
+def predictions(run: str, trial_id: str) -> dict[str, int]:
+    """Class by path of each test image; classes are numbered in the order of their names, as in sets.listing."""
+    import pyarrow.parquet as pq
+
+    from tlray.runs.trials import read_predictions, read_recorded
+
+    recorded = read_recorded(run, trial_id)
+    assert recorded is not None
+    answers = read_predictions(run, recorded, ["content_id", "predicted"]).to_pydict()
+    by_content = dict(zip(answers["content_id"], answers["predicted"], strict=True))
+    manifest = pq.read_table(f"{run}/manifest.parquet", columns=["uri", "content_id", "split"]).to_pylist()
+    return {row["uri"]: by_content[row["content_id"]] for row in manifest if row["split"] == "test"}
+
+
+def code() -> str:
+    """The tree of tlray's code as it stands in the last commit: cells of another tree run again."""
+    return _git("rev-parse", "--short=12", "HEAD:tlray")
+
+
+def commit() -> str:
+    return _git("rev-parse", "--short=12", "HEAD")
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], check=True, capture_output=True, text=True).stdout.strip()

@@ -2,14 +2,15 @@
 
     python -m benchmarks.choice [--folder FOLDER] [--data hymenoptera,dogcat,cifar10] [--seeds 0,1,2]
 
-Three sets of real images, some 300 of each to train on, four backbones with ImageNet weights at 112 pixels; three rates
-for linear probes and for partial training, three rates with and without augmentation for fine-tuning all blocks: 48
-configurations. The oracle is an exhaustive sweep of all of them; its accuracy is the best that any of them has *on the
-test images*, which nobody can know beforehand. tlray gets the same configuration with its own scheduler, a shortlist of
-two and budget.hours such that all its work is a tenth of the oracle's.
+Three sets of real images (quality_parts/sets.py), four backbones with ImageNet weights at 112 pixels; three rates for
+linear probes and for partial training, three rates with and without augmentation for fine-tuning all blocks: 48
+configurations. Each seed draws other images to train on and to test; a set has as many seeds as give 1,000 answers to
+test images, three at least. The exhaustive sweep trains all 48 to the end and chooses as tlray chooses. tlray gets the
+same configuration with its own scheduler, a shortlist of two and budget.hours such that all its work is a tenth of the
+exhaustive sweep's. The oracle is the configuration with the best mean test accuracy over the seeds.
 
-Random search and ASHA (Li et al., MLSys 2020; on two workers) are replayed from the oracle's rows and learning curves
-at a tenth of its cost, 2,000 times each, and choose by validation accuracy, as tlray does. *Plain* ones pay for each
+Random search and ASHA (Li et al., MLSys 2020; on two workers) are replayed from the exhaustive sweep's rows and
+learning curves at a tenth of its cost, 2,000 times each, and choose by validation accuracy. *Plain* ones pay for each
 trial's own frozen work in every epoch, as trials do that share nothing; *sharing* ones pay what the same trials cost in
 tlray's sweep. They pay for nothing else. Neither is charged for starting up.
 
@@ -17,14 +18,13 @@ Cost is work: the seconds of all trials, of the frozen work and of the ranking; 
 report, which take the same half minute however large the sweep is, are not in it: `wall` has all of it.
 
 FOLDER keeps the runs, by default only while this runs; what is finished there is not repeated. The last line is one
-JSON object: mean_regret_points, cost_fraction (mean), random_regret_points and asha_regret_points (plain), the same
-`_sharing`, and `all`. Regret is the oracle's accuracy minus the choice's, in points of test accuracy;
-`exhaustive_regret_points` is that of whoever tries everything and chooses by validation.
+JSON object, means over the sets in points of test accuracy: regret_to_exhaustive_points (the exhaustive sweep's choice
+minus tlray's), mean_regret_points (the oracle minus tlray's choice), random_regret_points and asha_regret_points
+(plain), the same `_sharing`, exhaustive_regret_points, cost_fraction, wall_fraction; and `all`, a row for each run.
 """
 
 import argparse
 import json
-import random
 import shutil
 import statistics
 import subprocess
@@ -36,8 +36,11 @@ from typing import Any
 
 import yaml
 
+from benchmarks.choice_regret import regrets
 from benchmarks.choice_rivals import Curve, asha, random_search
 from benchmarks.machine import describe, shared_folder
+from benchmarks.quality_parts.sets import SETS, make_set
+from benchmarks.quality_parts.weights import backbone_entries
 from tlray.config import ExportConfig
 from tlray.ranking.result import load_ranking
 from tlray.runs.board import load_leaderboard
@@ -46,15 +49,9 @@ from tlray.runs.plan import Plan, load_plan
 from tlray.runs.results import LeaderboardRow
 
 SHARED = shared_folder()
-BACKBONES = [
-    ("torchvision/mobilenet_v2.IMAGENET1K_V1", "mobilenet_v2", {}),
-    ("timm/mobilenetv1_100", "mobilenetv1_100", {}),
-    ("torchvision/squeezenet1_0", "squeezenet1_0", {}),
-    ("timm/mobilenetv2_035", "mobilenetv2_035", {"options": {"pad_type": "same"}}),
-]
-INPUT_SIZE, EPOCHS, WORKERS = 112, 5, 2
-MOST_PER_CLASS = {"cifar10": 30, "dogcat": 150}  # images to train on; of the others all
-SHARE = 0.1  # of the oracle's cost
+EPOCHS, WORKERS = 5, 2
+NUM_SEEDS = {"hymenoptera": 7}  # of 153 test images each; of other sets three
+SHARE = 0.1  # of the exhaustive sweep's cost
 BUSY = 0.8  # of two workers' time while trials last; the rest is spent on what is last and on starting the next
 REPLAYS = 2000
 
@@ -63,30 +60,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", help="where the runs are kept")
     parser.add_argument("--data", default="hymenoptera,dogcat,cifar10")
-    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--seeds", help="the same for every set")
     options = parser.parse_args()
     print(describe())
     with tempfile.TemporaryDirectory(prefix="tlray-benchmark-") as name:
         folder = Path(options.folder or name).absolute()
-        rows = [
-            compare(folder, data, seed)
+        rows = {
+            data: [compare(folder, data, seed) for seed in seeds_of(data, options.seeds)]
             for data in options.data.split(",")
-            for seed in map(int, options.seeds.split(","))
-        ]
-    keys = [key for key in rows[0] if key.endswith(("_points", "_fraction"))]
-    means = {key: round(statistics.mean(row[key] for row in rows), 3) for key in keys}
-    print(json.dumps({"mean_regret_points": means.pop("regret_points"), **means, "all": rows}))
+        }
+    of_sets = [regrets(of_set) for of_set in rows.values()]
+    means = {key: round(statistics.mean(found[key] for found in of_sets), 3) for key in of_sets[0]}
+    everything = [{key: row[key] for key in row if key != "scores"} for of_set in rows.values() for row in of_set]
+    for key in ("cost_fraction", "wall_fraction"):
+        means[key] = round(statistics.mean(row[key] for row in everything), 3)
+    print(json.dumps({**means, "all": everything}))
+
+
+def seeds_of(data: str, given: str | None) -> list[int]:
+    return list(map(int, given.split(","))) if given else list(range(NUM_SEEDS.get(data, 3)))
 
 
 def compare(folder: Path, data: str, seed: int) -> dict[str, Any]:
     """One row of the table, printed."""
-    images = subset(folder, data, seed)
+    images = make_set(folder, SETS[data], SHARED, seed)
     everything, wall = run(folder, f"{data}-{seed}-oracle", config(images, seed))
     plan = load_plan(str(everything))
     leaderboard = load_leaderboard(str(everything))
     rows = [row for row in leaderboard.rows if row.rank is not None and not row.is_baseline]
     cost = work_of(everything, plan)
-    best = max(accuracy(row) for row in rows)
 
     baseline = sum(row.seconds for row in leaderboard.rows if row.is_baseline)
     allowed = (SHARE * cost / BUSY + baseline) / WORKERS + unavoidable_seconds(plan)
@@ -101,60 +103,35 @@ def compare(folder: Path, data: str, seed: int) -> dict[str, Any]:
 
     curves = [curve_of(everything, row, plan) for row in rows]
     rivals = {
-        f"{name}{suffix}_regret_points": best - rival(curves, SHARE * cost, plain=plain, replays=REPLAYS)
+        f"{name}{suffix}": rival(curves, SHARE * cost, plain=plain, replays=REPLAYS)
         for name, rival in (("random", random_search), ("asha", asha))
         for suffix, plain in (("", True), ("_sharing", False))
     }
     row = {
         "data": data,
         "seed": seed,
-        "oracle": best,
         "choice": accuracy(champion),
+        "exhaustive": accuracy(rows[0]),
         "chosen": f"{champion.backbone} {champion.strategy} {champion.params['lr']:g}",
-        "regret_points": best - accuracy(champion),
-        "exhaustive_regret_points": best - accuracy(rows[0]),
         **rivals,
         "cost_fraction": work_of(chosen, load_plan(str(chosen))) / cost,
         "wall_fraction": chosen_wall / wall,
-        "oracle_work_seconds": cost,
+        "exhaustive_work_seconds": cost,
     }
     row = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
     print(json.dumps(row), flush=True)
-    return row
+    return {**row, "scores": {configuration(one): accuracy(one) for one in rows}}
 
 
-def subset(folder: Path, data: str, seed: int) -> Path:
-    """The data set in `folder` without its known placeholder; of a large one some images, drawn by `seed`."""
-    target = folder / f"{data}-{seed}"
-    if target.exists():
-        return target
-    building = target.with_suffix(".building")
-    shutil.rmtree(building, ignore_errors=True)
-    for split in ("train", "val"):
-        for place in sorted((SHARED / "data" / data / split).iterdir()):
-            files = sorted(file for file in place.iterdir() if file.suffix != ".gif")
-            if split == "train" and data in MOST_PER_CLASS:
-                files = random.Random(seed).sample(files, MOST_PER_CLASS[data])
-            (building / split / place.name).mkdir(parents=True)
-            for file in files:
-                shutil.copy(file, building / split / place.name)
-    building.rename(target)
-    return target
+def configuration(row: LeaderboardRow) -> str:
+    return f"{row.backbone} {row.strategy} {row.params['lr']:g} {row.params['augmentation']}"
 
 
 def config(images: Path, seed: int) -> dict[str, Any]:
     return {
         "seed": seed,
-        "data": {
-            "train": str(images / "train"),
-            "test": str(images / "val"),
-            "val_fraction": 0.25,
-            "split_seed": seed,
-        },
-        "backbones": [
-            {"id": id, "weights": f"{SHARED}/weights/{file}.safetensors", "input_size": INPUT_SIZE, **more}
-            for id, file, more in BACKBONES
-        ],
+        "data": {split: str(images / split) for split in ("train", "val", "test")},
+        "backbones": backbone_entries(str(SHARED)),
         "strategies": [
             {"strategy": "linear_probe", "search_space": {"lr": {"grid": [0.0003, 0.003, 0.03]}}},
             {"strategy": "partial", "trainable_blocks": 3},

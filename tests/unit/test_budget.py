@@ -12,7 +12,7 @@ from tlray.config import BackboneConfig, PricesConfig, Recipe, RunConfig, Strate
 from tlray.errors import StorageError
 from tlray.runs.budget.choice import choose, limit_seconds, limit_trials
 from tlray.runs.budget.clock import Budget
-from tlray.runs.budget.worth import backbone_key, by_worth
+from tlray.runs.budget.worth import backbone_key, by_worth, score_backbones
 from tlray.storage.sealed import read_document, write_document
 
 
@@ -94,6 +94,29 @@ def test_a_strategy_with_long_trials_waits_until_the_others_have_had_as_much_tim
         "full 0.05",
         "full 0.001",
     ]
+
+
+def test_backbones_are_compared_by_trials_of_one_kind_only() -> None:
+    def trial(trial_id: str) -> TrialConfig:
+        name, strategy = trial_id.split()
+        strategies = {"head": "linear_probe", "full": "full", "gradual": "gradual"}
+        return TrialConfig(
+            trial_id=trial_id,
+            backbone=BackboneConfig(id=name),
+            strategy=StrategyConfig(strategy=strategies[strategy]),
+            recipe=Recipe(),
+            seed=0,
+        )
+
+    trials = [trial(name) for name in ("a head", "b head", "b full", "c head", "c full", "d gradual")]
+    heads = {"a head": 0.9, "b head": 0.8, "c head": 0.7}
+    assert score_backbones(trials, heads) == pytest.approx({key("a"): 0.0, key("b"): -0.1, key("c"): -0.2})
+    alone = {**heads, "b full": 0.95}
+    assert score_backbones(trials, alone) == pytest.approx({key("a"): 0.0, key("b"): -0.1, key("c"): -0.2})
+    two = {**alone, "c full": 0.97}
+    assert score_backbones(trials, two) == pytest.approx({key("a"): 0.0, key("b"): -0.02, key("c"): 0.0})
+    assert score_backbones(trials, {**two, "d gradual": 0.3})[key("d")] == 0.0, "nothing speaks against it"
+    assert key("d") not in score_backbones(trials, {**two, "d gradual": None})
 
 
 def test_while_all_do_not_fit_the_worse_half_of_the_backbones_goes_to_the_end() -> None:

@@ -1,17 +1,14 @@
 """How long a run is expected to take, from what its parts take."""
 
-import itertools
-
 import numpy as np
 import pytest
 
 from tlray.activations.planned import ActivationSource
-from tlray.config import BackboneConfig, ExportConfig, PricesConfig, SweepConfig
+from tlray.config import BackboneConfig, ExportConfig, PricesConfig
 from tlray.runs.budget.estimate import (
     TrialCost,
     conclusion_seconds,
     estimate_run,
-    expected_epochs,
     makespan,
     start_seconds,
     sweep_seconds,
@@ -58,19 +55,6 @@ def test_the_makespan_is_that_of_trials_started_one_by_one_on_the_first_free_slo
     for duration in seconds:
         min(busy, key=sum).append(duration)
     assert makespan(seconds, slots) == pytest.approx(max(sum(jobs) for jobs in busy))
-
-
-@pytest.mark.parametrize(("epochs", "grace", "factor"), [(9, 1, 3), (10, 2, 3), (5, 5, 4), (3, 8, 2), (27, 1, 3)])
-def test_the_expected_epochs_are_those_of_rounds_that_halve(epochs: int, grace: int, factor: int) -> None:
-    num_trials = factor**6
-    alive, trained, reached = num_trials, 0, min(grace, epochs)
-    trained += alive * reached
-    for rung in itertools.takewhile(lambda rung: rung < epochs, (grace * factor**k for k in itertools.count())):
-        alive //= factor
-        trained += alive * (min(rung * factor, epochs) - rung)
-    sweep = SweepConfig(scheduler="asha", grace_period=grace, reduction_factor=factor)
-    assert expected_epochs(epochs, sweep) == pytest.approx(trained / num_trials)
-    assert expected_epochs(epochs, SweepConfig(scheduler="fifo")) == epochs
 
 
 def test_trials_of_a_batched_head_cost_little_more_than_one_and_others_share_the_slots() -> None:

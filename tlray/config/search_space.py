@@ -33,7 +33,8 @@ def list_trials(config: RunConfig) -> list[TrialConfig]:
     for backbone in config.chosen_backbones:
         known = _known(config, strategies)
         if known is not None and not _is_first(first, backbone, *known):
-            trials.append(_trial(config, len(trials), backbone, *known))
+            trial = _trial(config, len(trials), backbone, *known)
+            trials.append(trial.model_copy(update={"is_known_recipe": True}))
         for strategy in strategies:
             for values in _draws(config, backbone, strategy):
                 recipe = _recipe(config.training, {**values, **strategy.training}, where="strategies.training")

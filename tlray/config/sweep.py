@@ -12,7 +12,11 @@ class SweepConfig(Section):
 
     num_samples: Whole = Field(1, ge=1, le=MOST_TRIALS)
     scheduler: Literal["asha", "fifo"] = "asha"
-    grace_period: Whole = Field(1, ge=1, le=MOST_EPOCHS, description="epochs before ASHA may stop a trial")
+    grace_period: Annotated[Whole, Field(ge=1, le=MOST_EPOCHS)] | Literal["auto"] = Field(
+        "auto",
+        description="epochs before ASHA may stop a trial; auto: a third of the trial's own, not counting warm-up and "
+        "the epochs before the last thaw",
+    )
     reduction_factor: Number = Field(3, gt=1, le=1000)
     max_concurrent_trials: Whole | None = Field(
         None, ge=1, le=MOST_TRIALS, description="by default as many as the cluster holds"

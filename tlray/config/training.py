@@ -176,6 +176,7 @@ class TrialConfig(Section):
     recipe: Recipe
     seed: int
     is_baseline: bool = False
+    is_known_recipe: bool = False  # see known_recipe.py: never stopped early
 
 
 def recipe_value(where: str, key: str, value: Any) -> Any:

@@ -13,7 +13,7 @@ from tlray.runs.budget.choice import choose, limit_seconds, limit_trials
 from tlray.runs.budget.clock import Budget
 from tlray.runs.budget.estimate import reserved_seconds, sweep_seconds
 from tlray.runs.budget.machines import Machines
-from tlray.runs.budget.worth import backbone_key
+from tlray.runs.budget.worth import backbone_key, score_backbones
 from tlray.runs.prepare import Run
 from tlray.runs.trials import load_results
 
@@ -71,7 +71,7 @@ def within_budget(
 ) -> list[TrialConfig]:
     """Those of `trials` that there is time for, most worth first; `sources`: the frozen work that is not done yet.
 
-    Backbones are judged by the best validation accuracy that any of their trials has so far.
+    Backbones are judged by what their trials have come to so far: `scores_so_far`.
     """
     estimate = run.plan.estimate
     if not budget.is_limited or estimate is None or not trials:
@@ -87,11 +87,5 @@ def within_budget(
 
 
 def scores_so_far(run: Run) -> dict[str, float]:
-    """Each backbone's best validation accuracy, by `backbone_key`."""
-    keys = {trial.trial_id: backbone_key(trial.backbone) for trial in run.trials if not trial.is_baseline}
-    best: dict[str, float] = {}
-    for result in load_results(run.uri):
-        if result.trial_id in keys and result.val_accuracy is not None:
-            key = keys[result.trial_id]
-            best[key] = max(best.get(key, 0.0), result.val_accuracy)
-    return best
+    """A score of each backbone that has a row, by `backbone_key`: `score_backbones`."""
+    return score_backbones(run.trials, {result.trial_id: result.val_accuracy for result in load_results(run.uri)})

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from tlray.config import StrategyConfig
+from tlray.config.thawing import thaw_schedule
 from tlray.errors import BackboneError
 from tlray.models.backbone import Backbone, Block
 
@@ -49,9 +50,7 @@ def num_trainable_blocks(strategy: StrategyConfig, num_blocks: int, epoch: int, 
             return num_blocks - math.floor(strategy.frozen_fraction * num_blocks + 0.5)
         assert strategy.trainable_blocks is not None, "checked by StrategyConfig"
         return _within(strategy.trainable_blocks, num_blocks, strategy.label)
-    schedule = strategy.unfreeze
-    if schedule is None:
-        schedule = {math.ceil(epochs / 3) + 1: max(1, num_blocks // 2), math.ceil(2 * epochs / 3) + 1: "all"}
+    schedule = thaw_schedule(strategy, num_blocks, epochs)
     counts = {
         start: num_blocks if blocks == "all" else _within(blocks, num_blocks, f"gradual from epoch {start} on")
         for start, blocks in schedule.items()

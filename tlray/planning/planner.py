@@ -38,6 +38,7 @@ from tlray.runs.budget.machines import Machines
 from tlray.runs.features import features_config
 from tlray.runs.plan import Plan, PlannedRun, PlannedTrial
 from tlray.runs.prepare import with_absolute_locations
+from tlray.runs.stopping import words_on_stopping
 from tlray.training.loop import thaw_plan
 
 
@@ -136,7 +137,7 @@ def make_plan(config: RunConfig, manifest: Manifest, trials: Sequence[TrialConfi
         total_image_passes=sum(trial.image_passes for trial in planned.values()),
         activations=tuple(sources),
         estimate=estimate_run(sources, costs, dropped, machines, config.export, config.prices),
-        notes=(*notes, *_words_on_shares(shares)),
+        notes=(*notes, *_words_on_shares(shares), *words_on_stopping(config.sweep, trials)),
         warnings=manifest.warnings,
     )
 

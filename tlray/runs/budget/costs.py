@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tlray.config import RunConfig, TrialConfig
-from tlray.runs.budget.estimate import expected_epochs
+from tlray.runs.stopping import expected_epochs
 
 CHECKPOINT_SECONDS = 0.05  # of an epoch: its checkpoint, its metrics, its report
 
@@ -55,6 +55,6 @@ def trial_seconds(
             total += num_images["val"] * each(read, phase.step.evaluate) + CHECKPOINT_SECONDS
         num_epochs += phase.epochs
     if not trial.is_baseline:
-        total *= expected_epochs(num_epochs, config.sweep) / num_epochs
+        total *= expected_epochs(trial, config.sweep) / num_epochs
     last = phases[-1]
     return total + num_images["test"] * each(last.read.first, last.step.evaluate)

@@ -4,7 +4,7 @@
     seconds = sweep_seconds(some_costs, sources, machines)
 
 Every stage is the work divided by what works on it at once; trials are scheduled in their order, as the sweep does.
-What ASHA will stop is counted with the share of epochs that its rungs let through on average.
+What ASHA will stop is counted with the epochs that it lets through on average: `tlray.runs.stopping`.
 """
 
 import heapq
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from tlray.activations.planned import ActivationSource
-from tlray.config import ExportConfig, PricesConfig, SweepConfig
+from tlray.config import ExportConfig, PricesConfig
 from tlray.runs.budget.machines import Machines
 
 TUNE_SECONDS = 6.0  # until Ray Tune is imported and asks for its first process
@@ -133,24 +133,6 @@ def reserved_seconds(export: ExportConfig, machines: Machines) -> float:
 def _read_by(costs: Sequence[TrialCost], sources: Sequence[ActivationSource]) -> list[ActivationSource]:
     ids = {cost.trial_id for cost in costs}
     return [source for source in sources if source.materialise and not ids.isdisjoint(source.trials)]
-
-
-def expected_epochs(epochs: int, sweep: SweepConfig) -> float:
-    """Epochs of a trial under successive halving: of those at a rung, one in `reduction_factor` goes on to the next.
-
-    Li et al., "A System for Massively Parallel Hyperparameter Tuning" (MLSys 2020). Asynchronous rungs let some more go
-    on while they are empty.
-    """
-    if sweep.scheduler == "fifo":
-        return epochs
-    rung, share = float(min(sweep.grace_period, epochs)), 1.0
-    total = rung
-    while rung < epochs:
-        share /= sweep.reduction_factor
-        following = min(rung * sweep.reduction_factor, epochs)
-        total += (following - rung) * share
-        rung = following
-    return total
 
 
 def frozen_seconds(kept: Iterable[ActivationSource], machines: Machines) -> float:

@@ -1,6 +1,7 @@
 """In which order trials are worth their time.
 
 order = by_worth(trials, scores, seconds)       # better backbones first, none before the first of every other
+scores = score_backbones(trials, val_accuracy)  # by what their trials have come to
 """
 
 import heapq
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from tlray.config import BackboneConfig, TrialConfig
+from tlray.runs.stopping import kind_of
 
 
 def by_worth(
@@ -75,3 +77,25 @@ def by_score(trials: Sequence[TrialConfig], scores: Mapping[str, float]) -> list
 def backbone_key(backbone: BackboneConfig) -> str:
     """Equal for trials of one backbone, also for those that train it from scratch."""
     return backbone.model_copy(update={"weights": ""}).model_dump_json()
+
+
+def score_backbones(trials: Sequence[TrialConfig], val_accuracy: Mapping[str, float | None]) -> dict[str, float]:
+    """Scores by `backbone_key`, from validation accuracies by trial id: how far behind the best each backbone is, <= 0.
+
+    Like is compared with like: within a kind of trial, each backbone by its best, and only where several backbones have
+    one. A head of one says nothing against the fine-tuned network of another. The kind that speaks best for a backbone
+    counts; without any it is 0, as nothing speaks against it.
+    """
+    of_kind: dict[str, dict[str, float]] = defaultdict(dict)
+    for trial in trials:
+        accuracy = val_accuracy.get(trial.trial_id)
+        if accuracy is not None and not trial.is_baseline:
+            best = of_kind[kind_of(trial)]
+            key = backbone_key(trial.backbone)
+            best[key] = max(best.get(key, 0.0), accuracy)
+    scores: dict[str, float] = {}
+    for best in of_kind.values():
+        for key, accuracy in best.items():
+            if len(best) > 1:
+                scores[key] = max(scores.get(key, -math.inf), accuracy - max(best.values()))
+    return {key: scores.get(key, 0.0) for best in of_kind.values() for key in best}

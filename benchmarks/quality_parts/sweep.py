@@ -79,17 +79,15 @@ def champion_cell(run: str, images: Path, key: Key) -> Cell:
 
 
 def predictions(run: str, trial_id: str) -> dict[str, int]:
-    """Class by path of each test image; classes are numbered in the order of their names, as in sets.listing."""
-    import pyarrow.parquet as pq
-
-    from tlray.runs.trials import read_predictions, read_recorded
+    """Class by location of each test image; classes are numbered in the order of their names, as in sets.listing."""
+    from tlray.runs.manifest import load_manifest
+    from tlray.runs.predictions import read_predictions
+    from tlray.runs.trials import read_recorded
 
     recorded = read_recorded(run, trial_id)
     assert recorded is not None
-    answers = read_predictions(run, recorded, ["content_id", "predicted"]).to_pydict()
-    by_content = dict(zip(answers["content_id"], answers["predicted"], strict=True))
-    manifest = pq.read_table(f"{run}/manifest.parquet", columns=["uri", "content_id", "split"]).to_pylist()
-    return {row["uri"]: by_content[row["content_id"]] for row in manifest if row["split"] == "test"}
+    answers = read_predictions(run, recorded, "test", ["predicted"])["predicted"].to_pylist()
+    return {image.uri: answer for image, answer in zip(load_manifest(run).split("test"), answers, strict=True)}
 
 
 def code() -> str:

@@ -8,7 +8,10 @@ import pytest
 from benchmarks.quality_parts.cells import Cell, Cells, Key, macro_f1
 from benchmarks.quality_parts.compare import cost_over_dearest, paired_gain, summary
 from benchmarks.quality_parts.sets import SETS, draw
+from benchmarks.quality_parts.sweep import champion_cell
 from benchmarks.quality_parts.table import END, START, replace_table, table
+from tests.made_up_run import make_run
+from tlray.runs.board import write_leaderboard
 
 
 def make_cell(rival: str, right: list[bool], *, name: str = "dogcat", seed: int = 0, cpu: float = 1.0) -> Cell:
@@ -125,3 +128,15 @@ def test_the_table_goes_between_the_markers_of_a_page(tmp_path: Path) -> None:
     assert page.read_text().endswith("\nafter\n")
     assert "50.0 / 33.3 (0)" in text
     assert "AutoGluon MultiModal did not run: no torch" in text
+
+
+def test_the_cell_of_a_run_has_the_answers_of_its_champion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(str(tmp_path), num_test=6)
+    champion = write_leaderboard(str(tmp_path)).champion
+    assert champion is not None
+    files = [f"s3://bucket/test/{i}.jpg" for i in (0, 3, 1, 4, 2, 5)]  # sorted by class: image i is of class i mod 3
+    monkeypatch.setattr("benchmarks.quality_parts.sweep.listing", lambda *_: (files, [0, 0, 1, 1, 2, 2], []))
+    cell = champion_cell(str(tmp_path), tmp_path, Key("tlray", "dogcat", 0, "x.1"))
+    assert cell.chosen.startswith(champion.backbone)
+    assert cell.accuracy == pytest.approx(100 * champion.test_accuracy)
+    assert len(cell.candidates) == 13

@@ -2,8 +2,8 @@
 
     outcome = replay(curves, fair(sweep), seed=0)       # tlray's own rule, trials in an order drawn by the seed
 
-Workers take the trials in that order; time is the seconds of the epochs. The choice is the best validation accuracy
-that any trial has reached, of equal ones the lower loss, with the test accuracy of that epoch.
+Workers take the trials in that order; time is the seconds of the epochs. The best epoch of a trial and the best of all
+trials are found by tlray's own rules, from what each trial has reached, with the test accuracy of that epoch.
 """
 
 import heapq
@@ -14,32 +14,51 @@ from dataclasses import dataclass
 import numpy as np
 
 from tlray.config import SweepConfig, TrialConfig
+from tlray.runs.results import TrialResult, ranked
 from tlray.runs.stopping import Halving, kind_of
-
-
-@dataclass(frozen=True)
-class Epoch:
-    val_accuracy: float
-    val_loss: float
-    test_accuracy: float
-    seconds: float
+from tlray.training.epoch import EpochMetrics
+from tlray.training.record import Progress
 
 
 @dataclass(frozen=True)
 class Curve:
+    """A trial that was trained to its end."""
+
     trial: TrialConfig
-    epochs: tuple[Epoch, ...]
+    epochs: tuple[EpochMetrics, ...]
+    test_accuracies: tuple[float, ...]  # after each epoch
+    num_val: int  # validation images
 
     @property
     def seconds(self) -> float:
         return sum(epoch.seconds for epoch in self.epochs)
+
+    def row(self, num_epochs: int) -> TrialResult:
+        """As if it had been stopped after so many epochs."""
+        progress = Progress()
+        for metrics in self.epochs[:num_epochs]:
+            progress = progress.after(metrics, self.num_val)
+        return TrialResult(
+            trial_id=self.trial.trial_id,
+            backbone=self.trial.backbone.id,
+            weights=self.trial.backbone.weights,
+            strategy=self.trial.strategy.label,
+            params={},
+            seed=self.trial.seed,
+            status="stopped",
+            epochs=num_epochs,
+            best_epoch=progress.best_epoch,
+            val_accuracy=progress.best.val_accuracy,
+            val_loss=progress.best.val_loss,
+            test_accuracy=self.test_accuracies[progress.best_epoch - 1],
+        )
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What a sweep came to."""
 
-    test_accuracy: float  # of its choice
+    choice: TrialResult
     seconds: float  # of all trials
     stopped: tuple[str, ...]  # trial ids
 
@@ -86,15 +105,14 @@ def replay(curves: Sequence[Curve], rule: Rule, *, seed: int | None, workers: in
     order = list(curves) if seed is None else random.Random(seed).sample(curves, len(curves))
     stops = rule([curve.trial for curve in curves])
     waiting, stopped, seconds = iter(order), [], 0.0
-    best, test = (-1.0, 0.0), 0.0
+    reached: dict[str, int] = {}  # epochs by trial id
     running: list[tuple[float, int, Curve | None, int]] = [(0.0, place, None, 0) for place in range(workers)]
     while running:
         now, worker, curve, done = heapq.heappop(running)
         if curve is not None:
             epoch = curve.epochs[done - 1]
             seconds += epoch.seconds
-            if (epoch.val_accuracy, -epoch.val_loss) > best:
-                best, test = (epoch.val_accuracy, -epoch.val_loss), epoch.test_accuracy
+            reached[curve.trial.trial_id] = done
             if stops(curve.trial.trial_id, done, epoch.val_accuracy):
                 stopped.append(curve.trial.trial_id)
                 curve = None
@@ -104,4 +122,5 @@ def replay(curves: Sequence[Curve], rule: Rule, *, seed: int | None, workers: in
             curve, done = next(waiting, None), 0
         if curve is not None:
             heapq.heappush(running, (now + curve.epochs[done].seconds, worker, curve, done + 1))
-    return Outcome(test, seconds, tuple(stopped))
+    rows = [curve.row(reached[curve.trial.trial_id]) for curve in curves]
+    return Outcome(ranked(rows)[0], seconds, tuple(stopped))

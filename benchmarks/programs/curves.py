@@ -2,15 +2,17 @@
 
     python -m benchmarks.programs.curves config.yaml curves.jsonl
 
-A line for each trial: the TrialConfig, and of every epoch the accuracies on the validation and the test images, the
-validation loss and the seconds without the test. What the file has already is not trained again. A trial knows nothing
-of its test images before its end, so the evaluation of an epoch is wrapped here.
+A line for each trial: the TrialConfig, the metrics of every epoch, the accuracy on the test images after it, and the
+number of validation images. What the file has already is not trained again. A trial knows nothing of its test images
+before its end, so the evaluation of an epoch is wrapped here.
 """
 
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -41,36 +43,34 @@ def main(config: str, curves: str) -> None:
         for trial in run.trials:
             if trial.is_baseline or trial.trial_id in known:
                 continue
-            epochs = tested_epochs(trial, run.uri, images)
+            row = {"trial": trial.model_dump(mode="json"), "num_val": len(run.manifest.split("val"))}
+            row |= tested_epochs(trial, run.uri, images)
             with Path(curves).open("a") as file:
-                file.write(json.dumps({"trial": trial.model_dump(mode="json"), "epochs": epochs}) + "\n")
+                file.write(json.dumps(row) + "\n")
             release_memory()
-            print(trial.trial_id, [round(epoch["val_accuracy"], 3) for epoch in epochs], flush=True)
+            print(trial.trial_id, row["test_accuracies"], flush=True)
 
 
-def tested_epochs(trial: TrialConfig, run_uri: str, images: TrialImages) -> list[dict[str, Any]]:
+def tested_epochs(trial: TrialConfig, run_uri: str, images: TrialImages) -> dict[str, Any]:
     """Every epoch of a trial that is trained now, from its first to its last."""
     tested: list[float] = []
+    seconds_of_tests: list[float] = []
     told: list[EpochMetrics] = []
     evaluate = loop.evaluate
 
     def evaluate_and_test(
         model: torch.nn.Module, streams: Streams, batches: Iterable[Batch], worker: Worker, precision: str = "float32"
     ) -> Scores:
+        started = time.perf_counter()
         tested.append(evaluate(model, streams, streams.test(), worker, precision).accuracy)
+        seconds_of_tests.append(time.perf_counter() - started)
         return evaluate(model, streams, batches, worker, precision)
 
     with mock.patch.object(loop, "evaluate", evaluate_and_test):
         run_trial(trial, run_uri, local_worker(), images, told.append)
-    return [
-        {
-            "val_accuracy": metrics.val_accuracy,
-            "val_loss": metrics.val_loss,
-            "test_accuracy": test,
-            "seconds": metrics.seconds,
-        }
-        for metrics, test in zip(told, tested, strict=True)
-    ]
+    seconds = [metrics.seconds - test for metrics, test in zip(told, seconds_of_tests, strict=True)]
+    epochs = [asdict(replace(metrics, seconds=each)) for metrics, each in zip(told, seconds, strict=True)]
+    return {"epochs": epochs, "test_accuracies": tested}
 
 
 if __name__ == "__main__":

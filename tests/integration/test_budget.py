@@ -49,7 +49,7 @@ class EndsTheTime(SweepProgress):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Clock, "ended", False)
-    monkeypatch.setattr(sweep, "open_budget", lambda run: Clock(run.uri))
+    monkeypatch.setattr(sweep, "open_budget", lambda run, began: Clock(run.uri))
 
 
 class FasterThanPlanned(Budget):
@@ -121,7 +121,7 @@ def test_when_the_time_is_over_the_best_so_far_is_exported_and_a_resume_does_not
 def test_time_that_the_chosen_trials_leave_goes_to_those_that_there_was_no_room_for(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "open_budget", lambda run: FasterThanPlanned(run.uri))
+    monkeypatch.setattr(sweep, "open_budget", lambda run, began: FasterThanPlanned(run.uri))
     run = as_if_slow(make_run(make_config, epochs=2))
     log = io.StringIO()
     with SweepProgress(run.trials, (), Console(file=log)) as progress:
@@ -137,7 +137,7 @@ def test_time_that_the_chosen_trials_leave_goes_to_those_that_there_was_no_room_
 def test_frozen_work_that_there_is_no_time_for_is_not_done_and_its_readers_are_left_out(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "open_budget", lambda run: TooShort(run.uri))
+    monkeypatch.setattr(sweep, "open_budget", lambda run, began: TooShort(run.uri))
     run = make_run(
         make_config,
         epochs=2,

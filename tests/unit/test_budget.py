@@ -1,19 +1,14 @@
 """What a budget has room for, and how it is spent."""
 
 import math
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from tlray.config import BackboneConfig, PricesConfig, Recipe, RunConfig, StrategyConfig, TrialConfig
-from tlray.errors import StorageError
 from tlray.runs.budget.choice import choose, limit_seconds, limit_trials
-from tlray.runs.budget.clock import Budget
 from tlray.runs.budget.worth import backbone_key, by_worth, score_backbones
-from tlray.storage.sealed import read_document, write_document
 
 
 def trials_of(**counts: int) -> list[TrialConfig]:
@@ -202,27 +197,3 @@ def test_the_tighter_of_hours_and_cost_is_the_limit() -> None:
 def test_a_budget_that_cannot_be_kept_is_refused(fields: dict[str, object], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         run_config(**fields)
-
-
-def test_time_is_counted_over_the_parts_of_an_interrupted_run_and_not_between_them(tmp_path: Path) -> None:
-    first = Budget(str(tmp_path), limit=100, reserve=10)
-    first.leave_out(["b", "a"])
-    content = read_document(str(tmp_path / "budget.json"), "")
-    write_document(str(tmp_path / "budget.json"), {**content, "spent_seconds": 60})
-    time.sleep(0.05)
-    second = Budget(str(tmp_path), limit=100, reserve=10)
-    assert 29 < second.left() <= 30
-    assert second.dropped == ("b", "a")
-
-
-def test_a_run_without_a_limit_notes_nothing(tmp_path: Path) -> None:
-    budget = Budget(str(tmp_path), limit=math.inf)
-    budget.tick()
-    assert budget.left() == math.inf
-    assert not (tmp_path / "budget.json").exists()
-
-
-def test_a_damaged_note_of_the_time_is_named(tmp_path: Path) -> None:
-    (tmp_path / "budget.json").write_text("{")
-    with pytest.raises(StorageError, match=r"budget\.json is damaged"):
-        Budget(str(tmp_path), limit=1)

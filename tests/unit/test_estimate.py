@@ -111,7 +111,7 @@ def test_a_run_is_priced_by_all_its_instances_and_without_what_is_dropped() -> N
     costs = [cost("000-baseline", 100), cost("a", 200), cost("b", 5000)]
     prices = PricesConfig(per_hour={"gpu": 3.6, "cpu": 0.36}, instances={"gpu": 2, "cpu": 1})
     estimate = estimate_run((), costs, ["b"], MACHINES, ExportConfig(top_k=1), prices)
-    seconds = start_seconds(MACHINES) + 200 + conclusion_seconds(ExportConfig(top_k=1), MACHINES.process_seconds)
+    seconds = start_seconds(MACHINES) + 200 + conclusion_seconds(ExportConfig(top_k=1), MACHINES)
     assert estimate.seconds == pytest.approx(seconds)
     assert estimate.price == pytest.approx(seconds * (2 * 3.6 + 0.36) / 3600)
     assert estimate.dropped == ("b",)

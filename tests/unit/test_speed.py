@@ -84,10 +84,10 @@ def test_a_trial_takes_what_its_images_and_epochs_add_up_to() -> None:
     num_images = {"train": 100, "val": 10, "test": 20}
     first, again = 100 * 0.25 + 10 * 0.15, 100 * 0.21 + 10 * 0.11
     expected = first + 2 * again + (100 * 0.45 + 10 * 0.15) + 4 * CHECKPOINT_SECONDS + 20 * 0.15
-    assert trial_seconds(trial(), phases, num_images, config(), overlapped=False) == pytest.approx(expected)
+    assert trial_seconds(trial(epochs=4), phases, num_images, config(), overlapped=False) == pytest.approx(expected)
 
 
 def test_beside_a_gpu_the_slower_of_decoding_and_training_counts() -> None:
     slow_reads = [Phase(1, StepSeconds(train=0.01, evaluate=0.01), ReadSeconds(first=0.4, again=0.4))]
-    seconds = trial_seconds(trial(), slow_reads, {"train": 10, "val": 0, "test": 0}, config(), overlapped=True)
+    seconds = trial_seconds(trial(epochs=1), slow_reads, {"train": 10, "val": 0, "test": 0}, config(), overlapped=True)
     assert seconds == pytest.approx(10 * 0.4 / 2 + CHECKPOINT_SECONDS)

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.stopping_replay import Curve, Epoch, fair, never, replay
+from benchmarks.stopping_replay import Curve, fair, never, replay
 from tlray.config import BackboneConfig, Recipe, StrategyConfig, SweepConfig, TrialConfig
 from tlray.models.freeze import num_trainable_blocks
 from tlray.runs.stopping import Halving, course_of, expected_epochs, words_on_stopping
+from tlray.training.epoch import EpochMetrics
 
 ASHA = SweepConfig()
 EPOCHS = 12
@@ -30,6 +31,20 @@ def trial(trial_id: str, strategy: str = "full", **recipe: Any) -> TrialConfig:
 def rising(end: float, slowness: float, epochs: int = EPOCHS, start: float = 0.2) -> list[float]:
     """Validation accuracies that come near `end` within some `slowness` epochs."""
     return [end - (end - start) * math.exp(-epoch / slowness) for epoch in range(1, epochs + 1)]
+
+
+def metrics(epoch: int, val_accuracy: float, seconds: float) -> EpochMetrics:
+    return EpochMetrics(
+        epoch=epoch,
+        train_loss=1.0,
+        val_loss=1 - val_accuracy,
+        val_accuracy=val_accuracy,
+        val_top5_accuracy=1.0,
+        val_macro_f1=val_accuracy,
+        lr=0.1,
+        seconds=seconds,
+        images_per_second=1.0,
+    )
 
 
 def epochs_of(halving: Halving, order: Sequence[tuple[TrialConfig, Sequence[float]]]) -> dict[str, int]:
@@ -181,7 +196,7 @@ def test_a_tie_stops_nobody() -> None:
     ],
 )
 def test_the_expected_epochs_are_those_that_many_trials_get_on_average(epochs: int, sweep: SweepConfig) -> None:
-    number = 240
+    number = 90
     trials = [trial(f"{n:03d}", epochs=epochs) for n in range(number)]
     halving = Halving(sweep, trials)
     trained, alive = 0, list(range(number))
@@ -191,7 +206,7 @@ def test_the_expected_epochs_are_those_that_many_trials_get_on_average(epochs: i
         stops = [halving.report(f"{n:03d}", epoch, 1 - n / number) for n in alive]  # now that all have got there
         if sweep.scheduler == "asha":
             alive = [n for n, stop in zip(alive, stops, strict=True) if not stop]
-    assert expected_epochs(trials[0], sweep) == pytest.approx(trained / number, rel=0.03)
+    assert expected_epochs(trials[0], sweep) == pytest.approx(trained / number, rel=0.05)
 
 
 def test_at_least_two_fifths_of_the_work_are_saved_and_the_winner_is_found() -> None:
@@ -201,11 +216,11 @@ def test_at_least_two_fifths_of_the_work_are_saved_and_the_winner_is_found() -> 
     for kind, slowness, most in (("full", 3.0, 0.92), ("partial", 1.0, 0.88)):
         for number in range(8):
             accuracies = rising(most - 0.04 * number, slowness) + generator.normal(0, 0.005, EPOCHS)
-            epochs = tuple(Epoch(a, 1 - a, a, seconds=3.0 if kind == "full" else 1.0) for a in accuracies)
-            curves.append(Curve(trial(f"{kind}{number}", kind), epochs))
+            epochs = tuple(metrics(*one, seconds=3.0 if kind == "full" else 1.0) for one in enumerate(accuracies, 1))
+            curves.append(Curve(trial(f"{kind}{number}", kind), epochs, tuple(accuracies), num_val=1000))
     everything = replay(curves, never, seed=None)
     assert everything.seconds == sum(curve.seconds for curve in curves)
     outcomes = [replay(curves, fair(ASHA), seed=seed) for seed in range(50)]
     assert np.mean([outcome.seconds for outcome in outcomes]) <= 0.6 * everything.seconds
-    assert {outcome.test_accuracy for outcome in outcomes} == {everything.test_accuracy}
+    assert {outcome.choice.trial_id for outcome in outcomes} == {everything.choice.trial_id}
     assert replay(curves, fair(ASHA), seed=3) == outcomes[3], "a replay is the same every time"

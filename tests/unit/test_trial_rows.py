@@ -26,7 +26,8 @@ def given_up(tmp_path: Path, words: str, error: BaseException | None) -> Any:
         error_file=str(tmp_path / "error.txt"),
         get_pickled_error=lambda: error,
     )
-    _Rows({trial.trial_id: trial}, run_uri, watch, Loop("Ray Tune")).on_trial_error(0, [of_tune], of_tune)
+    accounts: Any = SimpleNamespace()  # told nothing of a trial that has failed
+    _Rows({trial.trial_id: trial}, run_uri, accounts, watch, Loop("Ray Tune")).on_trial_error(0, [of_tune], of_tune)
     row = read_trial_result(run_uri, trial.trial_id)
     assert ended == ([] if row is None else [row])
     return row

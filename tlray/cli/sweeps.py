@@ -1,6 +1,7 @@
 """Commands that plan, make and go on with runs."""
 
-from typing import Annotated
+import time
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +18,10 @@ from tlray.cli.common import (
     show,
 )
 from tlray.process.console import PlainConsole, say
+
+if TYPE_CHECKING:
+    from tlray.config import RunConfig
+    from tlray.runs.plan import Plan
 
 
 @app.command()
@@ -40,9 +45,8 @@ def run(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRun = F
     loaded = load_checked(config, overrides)
     if dry_run:
         from tlray.planning.dry_run import dry_run_of_plan
-        from tlray.planning.planner import plan_run
 
-        out.print(dry_run_of_plan(plan_run(loaded).plan))
+        out.print(dry_run_of_plan(_planned(loaded)))
         return
     from tlray.runs.prepare import new_run_uri
     from tlray.workflows.run import run as run_all
@@ -77,10 +81,9 @@ def resume(run_uri: RunArgument, dry_run: DryRun = False) -> None:
 def plan(config: ConfigArgument, overrides: Overrides = None, as_json: Json = False) -> None:
     """Check CONFIG, the images and the weights, and show every trial that a run would start. Trains nothing."""
     loaded = load_checked(config, overrides)
-    from tlray.planning.planner import plan_run
     from tlray.runs.plan import plan_tables
 
-    planned = plan_run(loaded).plan
+    planned = _planned(loaded)
     show(planned, plan_tables(planned), as_json)
 
 
@@ -125,3 +128,12 @@ def features(config: ConfigArgument, overrides: Overrides = None, dry_run: DryRu
     for uri in write_features(loaded, run_uri, out):
         say(uri)
     print_run(run_uri)
+
+
+def _planned(config: "RunConfig") -> "Plan":
+    """As it is on this machine; ConfigError for a budget that does not hold the run."""
+    from tlray.planning.planner import plan_run
+    from tlray.planning.within_budget import within_budget
+    from tlray.process.began import command_began
+
+    return within_budget(plan_run(config), time.monotonic() - command_began()).plan

@@ -81,7 +81,9 @@ class ClusterConfig(Section):
 class BudgetConfig(Section):
     """What a run may take at most; it ends cleanly with the best so far."""
 
-    hours: Number | None = Field(None, gt=0, le=87_600, description="by the clock, interruptions not counted")
+    hours: Number | None = Field(
+        None, gt=0, le=87_600, description="by the clock, from the start of the command to DONE, without interruptions"
+    )
     cost: Number | None = Field(None, gt=0, le=1e12, description="in the currency of prices; needs prices")
     trials: Whole | None = Field(None, ge=1, le=MOST_TRIALS, description="beside the baseline")
 

@@ -6,8 +6,9 @@ Every chunk is a task that commits its own shards, so a killed worker costs a ch
 a killed run costs the chunks in progress: the next one lists what is missing and computes that.
 """
 
+import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import ray
 
@@ -28,6 +29,12 @@ from tlray.runs.prepare import Run
 TURNS = 3  # of a task's chunks, each with all the patience there is, before the run ends and is to be resumed
 AHEAD = 2  # tasks queued for each that computes, so that an autoscaler sees what is wanted
 CHUNKS_ON_A_GPU = 16
+POLL_SECONDS = 1.0  # between two looks at the clock where time is limited
+
+
+def unlimited() -> float:
+    """Seconds left without a budget."""
+    return math.inf
 
 
 def compute_activations(
@@ -36,11 +43,13 @@ def compute_activations(
     resources: TaskResources,
     progress: Callable[[int, int], None],
     readers: Sequence[TrialConfig] | None = None,
+    time_left: Callable[[], float] = unlimited,
 ) -> dict[str, str]:
     """Compute what is missing -> why, for each backbone id whose activations cannot be made.
 
     `progress` is told of (images through a prefix, of how many). `readers`: the trials that have a row or will have
-    one, where these are not all. TlrayError when the images themselves are at fault, or when workers keep dying.
+    one, where these are not all. When no `time_left` is, the chunks under way are given up and the rest is not begun.
+    TlrayError when the images themselves are at fault, or when workers keep dying.
     """
     ids = [trial.trial_id for trial in (run.trials if readers is None else readers)]
     sources = tuple(source for source in run.plan.activations if not set(ids).isdisjoint(source.trials))
@@ -62,7 +71,7 @@ def compute_activations(
         )
     done = 0
     failures: dict[str, str] = {}
-    for outcome, chunk in _computed(run, chunks, resources):
+    for outcome, chunk in _computed(run, chunks, resources, time_left):
         done += chunk.num_forwards
         failures |= outcome.failures
         progress(done, total)
@@ -78,7 +87,9 @@ def run_activation_pass(run: Run, progress: Callable[[int, int], None]) -> dict[
         return compute_activations(run, store, tasks, progress)
 
 
-def _computed(run: Run, chunks: list[Chunk], resources: TaskResources) -> Iterator[tuple]:
+def _computed(
+    run: Run, chunks: list[Chunk], resources: TaskResources, time_left: Callable[[], float]
+) -> Iterator[tuple]:
     """Every chunk with its outcome, as they are done; one that has lost its store or its node has its turn later."""
     task = chunk_task.options(**resources.options, max_retries=run.config.sweep.max_failures)
     remaining = deque(chunks)
@@ -92,7 +103,13 @@ def _computed(run: Run, chunks: list[Chunk], resources: TaskResources) -> Iterat
             running[task.remote(run.uri, some, resources.threads)] = some
         if not running:
             return
-        (done,), _ = ray.wait(list(running))
+        ready, _ = ray.wait(list(running), timeout=POLL_SECONDS if math.isfinite(time_left()) else None)
+        if time_left() <= 0:
+            _give_up(running)
+            return
+        if not ready:
+            continue
+        (done,) = ready
         some = running.pop(done)
         try:
             outcomes = answer(done, "the activation pass", f"`tlray resume {run.uri}` goes on")
@@ -101,9 +118,13 @@ def _computed(run: Run, chunks: list[Chunk], resources: TaskResources) -> Iterat
             if may_pass(error) and max(turns[id(chunk)] for chunk in some) < TURNS:
                 remaining.extend(some)
                 continue
-            for other in running:
-                ray.cancel(other, force=True)
+            _give_up(running)
             raise
+
+
+def _give_up(running: Iterable[ray.ObjectRef]) -> None:
+    for task in running:
+        ray.cancel(task, force=True)
 
 
 def _chunks_in_a_task(num_chunks: int, resources: TaskResources) -> int:

@@ -15,14 +15,51 @@ from tlray.runs.budget.estimate import reserved_seconds, sweep_seconds
 from tlray.runs.budget.machines import Machines
 from tlray.runs.budget.worth import backbone_key, score_backbones
 from tlray.runs.prepare import Run
+from tlray.runs.stopping import expected_epochs
 from tlray.runs.trials import load_results
 
 
-def open_budget(run: Run) -> Budget:
-    """The run's clock, which starts now, or goes on."""
+def open_budget(run: Run, began: float | None = None) -> Budget:
+    """The run's clock, which goes on; `began`: the start of this command, by default now."""
     estimate, export = run.plan.estimate, run.config.export
     machines = estimate.machines if estimate is not None else Machines(concurrent_trials=1)
-    return Budget(run.uri, limit_seconds(run.config), reserved_seconds(export, machines))
+    budget = Budget(run.uri, limit_seconds(run.config), reserved_seconds(export, machines), began=began)
+    budget.tick()
+    return budget
+
+
+class Accounts:
+    """Tells the budget what trials really take, and what their scoring will."""
+
+    def __init__(self, run: Run, budget: Budget) -> None:
+        estimate = run.plan.estimate
+        self._budget = budget
+        self._epoch: dict[str, float] = {}  # expected seconds, by trial id
+        self._score: dict[str, float] = {}
+        if estimate is None or not budget.is_limited:
+            return
+        machines, trials = estimate.machines, {trial.trial_id: trial for trial in run.trials}
+        for cost in (cost for cost in estimate.costs if cost.trial_id in trials):
+            epochs = expected_epochs(trials[cost.trial_id], run.config.sweep)
+            self._epoch[cost.trial_id] = cost.on(machines) / epochs
+            self._score[cost.trial_id] = cost.score_seconds / machines.concurrent_trials
+
+    def epoch_ended(self, trial_id: str, seconds: float) -> None:
+        if trial_id in self._epoch:
+            self._budget.measured(self._epoch[trial_id], seconds)
+
+    def trial_stopped(self, trial_id: str) -> None:
+        """It is scored after all trials."""
+        self._budget.set_aside(self._score.get(trial_id, 0.0))
+
+
+def baseline_seconds(run: Run, trials: Sequence[TrialConfig]) -> float:
+    """What has to be left for the baseline, at the plan's pace, if it is among `trials`, which have not ended."""
+    estimate = run.plan.estimate
+    waiting = {trial.trial_id for trial in trials if trial.is_baseline}
+    if estimate is None or not waiting:
+        return 0.0
+    return sweep_seconds([cost for cost in estimate.costs if cost.trial_id in waiting], (), estimate.machines)
 
 
 def within_number(run: Run, trials: Sequence[TrialConfig]) -> list[TrialConfig]:
@@ -82,7 +119,7 @@ def within_budget(
         return sweep_seconds([costs[trial.trial_id] for trial in some], sources, estimate.machines)
 
     alone = {cost.trial_id: cost.on(estimate.machines) for cost in estimate.costs}
-    kept, _ = choose(trials, seconds_of, budget.left(), scores_so_far(run), alone)
+    kept, _ = choose(trials, seconds_of, budget.left() / budget.pace, scores_so_far(run), alone)
     return kept
 
 

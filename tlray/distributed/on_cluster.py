@@ -22,10 +22,19 @@ from tlray.runs.prepare import with_absolute_locations
 RETRIES = 3  # of a task whose node was lost
 
 
-def plan_on_cluster(config: RunConfig, manifest: Manifest | None = None, ranking: Ranking | None = None) -> PlannedRun:
-    """`tlray.planning.planner.plan_run` where a trial could train, so that what it measures is what trials will see."""
+def plan_on_cluster(
+    config: RunConfig,
+    manifest: Manifest | None = None,
+    ranking: Ranking | None = None,
+    *,
+    seconds: float | None = None,
+) -> PlannedRun:
+    """`tlray.planning.planner.plan_run` where a trial could train, so that what it measures is what trials will see.
+
+    TimeoutError where it takes longer than `seconds`.
+    """
     config = with_absolute_locations(config)
-    return _planned(config, plan_task, manifest, ranking)
+    return _planned(config, plan_task, manifest, ranking, seconds=seconds)
 
 
 def plan_ranking_on_cluster(config: RunConfig) -> tuple[PlannedRun, Manifest]:
@@ -47,9 +56,9 @@ def conclude_on_cluster(config: RunConfig, conclude: Callable[..., Any], *argume
     return _computed(ray.remote(conclude), place, *arguments)
 
 
-def _planned(config: RunConfig, task: Any, *arguments: Any) -> Any:
+def _planned(config: RunConfig, task: Any, *arguments: Any, seconds: float | None = None) -> Any:
     machines = machines_of(config, cluster_summary(config.cluster))
-    return _computed(task, _place(config), config, machines, *arguments)
+    return _computed(task, _place(config), config, machines, *arguments, seconds=seconds)
 
 
 def _place(config: RunConfig) -> dict[str, Any]:
@@ -73,7 +82,14 @@ def _place(config: RunConfig) -> dict[str, Any]:
     return {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "resources": dict(resources.custom)}
 
 
-def _computed(task: Any, place: dict[str, Any], *arguments: Any) -> Any:
-    """Elsewhere the node may be lost, and another one tries again; here the process dies for a reason."""
+def _computed(task: Any, place: dict[str, Any], *arguments: Any, seconds: float | None = None) -> Any:
+    """Elsewhere the node may be lost, and another one tries again; here the process dies for a reason.
+
+    TimeoutError after `seconds`.
+    """
     max_retries = 0 if "scheduling_strategy" in place else RETRIES
-    return answer(task.options(**place, max_retries=max_retries).remote(*arguments), "planning or concluding")
+    computing = task.options(**place, max_retries=max_retries).remote(*arguments)
+    if seconds is not None and not ray.wait([computing], timeout=seconds)[0]:
+        ray.cancel(computing, force=True)
+        raise TimeoutError
+    return answer(computing, "planning or concluding")

@@ -6,12 +6,14 @@ A task tells of epochs while it runs. What a killed one has done lies in the run
 """
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
 
 from tlray.config import TrialConfig
+from tlray.distributed.activation_pass import POLL_SECONDS, unlimited
 from tlray.distributed.resources import TaskResources
 from tlray.distributed.tasks import probe_group_task
 from tlray.distributed.watch import Watcher
@@ -22,9 +24,16 @@ from tlray.runs.trials import read_states
 
 
 def run_probe_groups(
-    run: Run, groups: Sequence[Sequence[TrialConfig]], resources: TaskResources, watch: Watcher
+    run: Run,
+    groups: Sequence[Sequence[TrialConfig]],
+    resources: TaskResources,
+    watch: Watcher,
+    time_left: Callable[[], float] = unlimited,
 ) -> dict[str, BaseException]:
-    """Train every group and append its rows -> why, for each trial that has none because its group broke down."""
+    """Train every group and append its rows -> why, for each trial that has none because its group broke down.
+
+    When no `time_left` is, the groups under way are given up; their trials have no row.
+    """
     task = probe_group_task.options(**resources.options, max_retries=run.config.sweep.max_failures)
     running: dict[Any, Sequence[TrialConfig]] = {}  # by the generator of what the task tells
     for group in groups:
@@ -33,7 +42,13 @@ def run_probe_groups(
     started: set[str] = set()
     broken: dict[str, BaseException] = {}
     while running:
-        ready: Any = ray.wait(list(running))[0][0]
+        some_ready, _ = ray.wait(list(running), timeout=POLL_SECONDS if math.isfinite(time_left()) else None)
+        if time_left() <= 0:
+            _give_up(run, running, watch)
+            return broken
+        if not some_ready:
+            continue
+        ready: Any = some_ready[0]
         group = running[ready]
         try:
             news = ray.get(next(ready))
@@ -58,6 +73,15 @@ def run_probe_groups(
                 watch.trial_started(trial_id)
             watch.epoch_ended(trial_id, dataclasses.asdict(metrics))
     return broken
+
+
+def _give_up(run: Run, running: Mapping[Any, Sequence[TrialConfig]], watch: Watcher) -> None:
+    """What had a row already keeps it."""
+    for generator, group in running.items():
+        ray.cancel(generator, force=True)
+        for state in read_states(run.uri, [trial.trial_id for trial in group]).values():
+            if state.result is not None:
+                _end(run, state.result, watch)
 
 
 def _end(run: Run, result: TrialResult, watch: Watcher) -> None:

@@ -7,6 +7,7 @@ same call: it computes what no shard holds, starts what has no final row, and th
 Linear probes on shared features train as groups; everything else runs under Ray Tune, which is imported only then.
 """
 
+import time
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from contextlib import nullcontext
@@ -21,25 +22,29 @@ from tlray.activations.store import ActivationStore
 from tlray.activations.stored import as_stored_now
 from tlray.config import TrialConfig
 from tlray.data.prepared import open_prepared
-from tlray.distributed.activation_pass import compute_activations
 from tlray.distributed.budgeting import open_budget, within_budget, within_number, worth_their_frozen_work
 from tlray.distributed.cluster import cluster_summary, connect
+from tlray.distributed.frozen_work import FrozenWork, time_for_others
 from tlray.distributed.probe_groups import run_probe_groups
-from tlray.distributed.resources import TrialResources, model_tasks, trial_resources
+from tlray.distributed.resources import TaskResources, TrialResources, model_tasks, trial_resources
 from tlray.distributed.rows import fail, not_ended, not_finished, still_to_score
 from tlray.distributed.tasks import conclude_task
 from tlray.distributed.watch import Watcher
 from tlray.errors import TrialError
 from tlray.runs.board import append_result
 from tlray.runs.budget.clock import Budget
+from tlray.runs.budget.estimate import sweep_seconds
 from tlray.runs.prepare import Run
 from tlray.runs.trials import delete_trial_result, for_each, trial_uri
 from tlray.training.fusion import can_fuse, fusion_key
 from tlray.training.record import load_progress
 
 
-def run_sweep(run: Run, watch: Watcher) -> None:
-    """Run every trial that has no final row yet and fits the budget, then score those that were stopped early."""
+def run_sweep(run: Run, watch: Watcher, began: float | None = None) -> None:
+    """Run every trial that has no final row yet and fits the budget, then score those that were stopped early.
+
+    `began`: the start of the command on the scale of time.monotonic(), from which the budget counts; by default now.
+    """
     connect()
     cluster = cluster_summary(run.config.cluster)
     shares = {planned.trial_id: planned.gpu_share for planned in run.plan.trials}
@@ -47,7 +52,7 @@ def run_sweep(run: Run, watch: Watcher) -> None:
     open_trials = not_finished(run.uri, run.trials)
     for trial in open_trials:  # a failed attempt's row must not be taken for the new attempt's
         delete_trial_result(run.uri, trial.trial_id)
-    budget = open_budget(run)
+    budget = open_budget(run, began)
     remaining = within_number(run, open_trials)
     store = open_store(run.config)
     kept = [source for source in run.plan.activations if source.materialise]
@@ -61,15 +66,23 @@ def run_sweep(run: Run, watch: Watcher) -> None:
             tasks = model_tasks(run.config.sweep, cluster)
             remaining = _worth_their_frozen_work(run, remaining, store, budget)
             watch.trials_chosen([trial.trial_id for trial in remaining], len(open_trials) - len(remaining))
-            out = {trial.trial_id for trial in open_trials} - {trial.trial_id for trial in remaining}
-            readers = [trial for trial in run.trials if trial.trial_id not in out]
-            failures = compute_activations(run, store, tasks, watch.activations_computed, readers)
-            _fail_readers(run, failures, remaining, watch)
-            groups = _probe_groups(run, not_ended(run.uri, remaining))
-            fail(run, run_probe_groups(run, groups, tasks, watch), watch)
+            remaining = FrozenWork(run, store, tasks, budget, watch).of(remaining)
+            _probe(run, remaining, tasks, budget, watch)
         _tune(run, remaining, budget, resources, watch)
         _conclude(run, still_to_score(run.uri, remaining), resources, watch)
     _leave_out(run, budget, watch)
+
+
+def _probe(run: Run, remaining: Sequence[TrialConfig], tasks: TaskResources, budget: Budget, watch: Watcher) -> None:
+    """The linear probes among `remaining`, as batched heads, while there is time beside the baseline."""
+    groups = _probe_groups(run, not_ended(run.uri, remaining))
+    started = time.monotonic()
+    fail(run, run_probe_groups(run, groups, tasks, watch, time_for_others(run, remaining, budget)), watch)
+    estimate = run.plan.estimate
+    if groups and estimate is not None:
+        ids = {trial.trial_id for group in groups for trial in group}
+        expected = sweep_seconds([cost for cost in estimate.costs if cost.trial_id in ids], (), estimate.machines)
+        budget.measured(expected, time.monotonic() - started)
 
 
 def _probe_groups(run: Run, trials: Iterable[TrialConfig]) -> list[list[TrialConfig]]:
@@ -156,15 +169,3 @@ def _conclude(run: Run, trials: Sequence[TrialConfig], resources: TrialResources
             continue
         append_result(run.uri, result)
         watch.trial_ended(result)
-
-
-def _fail_readers(run: Run, failures: dict[str, str], remaining: Sequence[TrialConfig], watch: Watcher) -> None:
-    """Failed rows for the trials of backbones (ids in `failures`) whose activations could not be made."""
-    readers = {
-        trial_id: failures[source.backbone.id]
-        for source in run.plan.activations
-        if source.materialise and source.backbone.id in failures
-        for trial_id in source.trials
-    }
-    unfinished = {trial.trial_id for trial in remaining}
-    fail(run, {trial_id: reason for trial_id, reason in readers.items() if trial_id in unfinished}, watch)

@@ -218,8 +218,9 @@ def _timed(machines: Machines) -> Machines:
     is_fresh, started = "torch" not in sys.modules, time.perf_counter()
     importlib.import_module("tlray.planning.speed.steps")
     process_seconds = time.perf_counter() - started
+    from tlray.process.began import load
     from tlray.process.device import given_device, start_seconds
 
     take_given_gpu()
-    machines = machines.model_copy(update={"device_seconds": start_seconds(given_device())})
+    machines = machines.model_copy(update={"device_seconds": start_seconds(given_device()), "load": load()})
     return machines.model_copy(update={"process_seconds": process_seconds}) if is_fresh else machines

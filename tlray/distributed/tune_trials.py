@@ -18,6 +18,7 @@ from ray.tune.experiment import Trial
 from tlray import storage
 from tlray.config import TrialConfig
 from tlray.distributed.budget_stopper import BudgetStopper
+from tlray.distributed.budgeting import Accounts
 from tlray.distributed.errors import may_pass
 from tlray.distributed.private_ray import keep_secrets_at_home
 from tlray.distributed.resources import DRIVER_MEMORY_BYTES, TrialResources
@@ -67,7 +68,7 @@ def tune_trials(
     ids = [trial.trial_id for trial in run.trials]
     history = for_each(ids, lambda trial_id: load_progress(trial_uri(run.uri, trial_id)).history)
     with turning("Ray Tune") as loop, temporary_folder("tune") as scratch:
-        rows = _Rows({trial.trial_id: trial for trial in open_trials}, run.uri, watch, loop)
+        rows = _Rows({trial.trial_id: trial for trial in open_trials}, run.uri, Accounts(run, budget), watch, loop)
         tune.Tuner(
             trainable,
             param_space={"trial": tune.grid_search(settings)},
@@ -82,7 +83,7 @@ def tune_trials(
                 storage_path=str(scratch),
                 verbose=0,
                 callbacks=[rows],
-                stop=BudgetStopper(budget),
+                stop=BudgetStopper(budget, functools.partial(_has_baseline, run)),
                 failure_config=tune.FailureConfig(max_failures=config.sweep.max_failures),
             ),
         ).fit()
@@ -102,6 +103,12 @@ def _end_of_budget(run_uri: str, trial_ids: Sequence[str], watch: Watcher) -> No
             _stop(run_uri, trial_id, watch)
 
 
+def _has_baseline(run: Run) -> bool:
+    ids = [trial.trial_id for trial in run.trials if trial.is_baseline]
+    states = read_states(run.uri, ids)
+    return all(states[one].has_ended or load_progress(trial_uri(run.uri, one)).epoch > 0 for one in ids)
+
+
 def _how_far(run_uri: str, trial_id: str) -> tuple[int, int]:
     """(epochs, batches of the next one)"""
     progress = load_progress(trial_uri(run_uri, trial_id))
@@ -116,8 +123,11 @@ def _stop(run_uri: str, trial_id: str, watch: Watcher) -> None:
 class _Rows(tune.Callback):
     """Turns what Tune says of its trials into final rows and into what the watcher is told."""
 
-    def __init__(self, trials: dict[str, TrialConfig], run_uri: str, watch: Watcher, loop: Loop) -> None:
+    def __init__(
+        self, trials: dict[str, TrialConfig], run_uri: str, accounts: Accounts, watch: Watcher, loop: Loop
+    ) -> None:
         self._trials, self._run_uri, self._watch, self._loop = trials, run_uri, watch, loop
+        self._accounts = accounts
         self._before = {trial_id: _how_far(run_uri, trial_id) for trial_id in trials}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -134,6 +144,7 @@ class _Rows(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         if "epoch" in result:
+            self._accounts.epoch_ended(our_trial_id(trial), result["seconds"])
             self._watch.epoch_ended(our_trial_id(trial), result)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -142,6 +153,7 @@ class _Rows(tune.Callback):
         with self._loop.own_work():
             result = read_trial_result(self._run_uri, trial_id)
             if result is None:
+                self._accounts.trial_stopped(trial_id)
                 _stop(self._run_uri, trial_id, self._watch)
                 return
             append_result(self._run_uri, result)

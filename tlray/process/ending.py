@@ -79,6 +79,11 @@ def own_process(work: Callable[[], None]) -> NoReturn:
     _finish(code)
 
 
+def owns_process() -> bool:
+    """Whether this process is a command's own."""
+    return _ending.owned
+
+
 @contextlib.contextmanager
 def interruptible(remedy: str) -> Iterator[None]:
     """A stop inside is the one error that says what has happened and how to go on, whatever it was turned into.

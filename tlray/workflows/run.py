@@ -7,6 +7,8 @@ Every stage reads what the one before it has written to the run folder, so a res
 """
 
 import io
+import math
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -27,10 +29,13 @@ from tlray.distributed.ready import make_ready
 from tlray.distributed.sweep import run_sweep
 from tlray.errors import BackboneError, TlrayError, TrialError, UnreachableError
 from tlray.inference.output import PredictionSummary
+from tlray.planning.within_budget import check_start, time_to_plan, too_slow, within_budget
+from tlray.process.began import command_began, load
 from tlray.process.console import PlainConsole
 from tlray.process.ending import interruptible
 from tlray.ranking.result import Ranking, describe_choice, save_ranking, shortlisted, wants_shortlist
 from tlray.ranking.tables import ranking_table
+from tlray.runs.budget.choice import limit_seconds
 from tlray.runs.features import features_config, write_features
 from tlray.runs.lease import hold_run
 from tlray.runs.plan import PlannedRun
@@ -48,34 +53,39 @@ def run(config: RunConfig, run_uri: str, console: Console, manifest: Manifest | 
 
     `manifest`: of the same data, from `make_manifest_on_cluster`.
     """
+    began = command_began()
     with interruptible(BEFORE_THE_RUN):
+        if math.isfinite(limit_seconds(config)):
+            check_start(config, load(), time.monotonic() - began)
         connect()
         _make_ready(config, console)
         config = select_on_cluster(config)
         if manifest is None:
             _prepare_images(config, console)
-        planned = _shortlist_and_plan(config, run_uri, console, manifest)
+        planned = _shortlist_and_plan(config, run_uri, console, manifest, began)
+        planned = within_budget(planned, time.monotonic() - began)
     with interruptible(goes_on(run_uri)), _resumable(run_uri), hold_run(run_uri, "tlray run"):
         prepared = prepare_run(planned, run_uri)
         _say_what_was_found(prepared, console)
-        return _sweep_and_conclude(prepared, console)
+        return _sweep_and_conclude(prepared, console, began)
 
 
 def resume(run_uri: str, console: Console) -> Outcome:
     """Go on with an interrupted run: finished trials stay finished, others continue from their last checkpoint."""
+    began = command_began()
     with interruptible(goes_on(run_uri)), _resumable(run_uri):
         loaded = load_run(run_uri)  # before Ray is started: it may be no run folder
         with hold_run(loaded.uri, "tlray resume"):
-            return _resumed(loaded, console)
+            return _resumed(loaded, console, began)
 
 
-def _resumed(loaded: Run, console: Console) -> Outcome:
+def _resumed(loaded: Run, console: Console, began: float) -> Outcome:
     mend(loaded)
     connect()
     _make_ready(loaded.config, console)
     finished = [result.trial_id for result in load_results(loaded.uri) if result.status != "failed"]
     console.print(f"{len(finished)} of {len(loaded.trials)} trials are finished already", highlight=False)
-    return _sweep_and_conclude(loaded, console)
+    return _sweep_and_conclude(loaded, console, began)
 
 
 def features(config: RunConfig, run_uri: str, console: Console) -> tuple[str, ...]:
@@ -135,17 +145,25 @@ def _prepare_images(config: RunConfig, console: Console) -> None:
     prepare_on_cluster(config, progress)
 
 
-def _shortlist_and_plan(config: RunConfig, run_uri: str, console: Console, manifest: Manifest | None) -> PlannedRun:
+def _shortlist_and_plan(
+    config: RunConfig, run_uri: str, console: Console, manifest: Manifest | None, began: float
+) -> PlannedRun:
     """The plan of all backbones, or of the best where some are to be left out; `strategies: auto` needs a ranking too.
 
-    The run folder holds the chosen ones from its start, so a resume ranks nothing again.
+    The run folder holds the chosen ones from its start, so a resume ranks nothing again. ConfigError for a budget that
+    ends before the plan is made.
     """
-    if not wants_shortlist(config) and config.strategies != "auto":
-        return plan_on_cluster(config, manifest)
-    config, ranking, manifest = _rank(config, run_uri, console)
-    console.print(ranking_table(ranking))
-    console.print(describe_choice(ranking), highlight=False, markup=False)
-    return plan_on_cluster(shortlisted(config, ranking), manifest, ranking)
+    ranking = None
+    if wants_shortlist(config) or config.strategies == "auto":
+        config, ranking, manifest = _rank(config, run_uri, console)
+        console.print(ranking_table(ranking))
+        console.print(describe_choice(ranking), highlight=False, markup=False)
+        config = shortlisted(config, ranking)
+    try:
+        seconds = time_to_plan(config, load(), time.monotonic() - began)
+        return plan_on_cluster(config, manifest, ranking, seconds=seconds)
+    except TimeoutError:
+        raise too_slow(config, time.monotonic() - began) from None
 
 
 def _rank(config: RunConfig, run_uri: str, console: Console) -> tuple[RunConfig, Ranking, Manifest]:
@@ -157,11 +175,12 @@ def _rank(config: RunConfig, run_uri: str, console: Console) -> tuple[RunConfig,
     return config, ranking, manifest
 
 
-def _sweep_and_conclude(run: Run, console: Console) -> Outcome:
+def _sweep_and_conclude(run: Run, console: Console, began: float) -> Outcome:
+    """`began`: the start of the command, from which a budget counts."""
     finished = [result.trial_id for result in load_results(run.uri) if result.status != "failed"]
     storage.be_patient()
     with SweepProgress(run.trials, finished, console) as progress:
-        run_sweep(run, progress)
+        run_sweep(run, progress, began)
     elsewhere = conclude_on_cluster(run.config, _conclude_in_words, run.uri, console.width, console.is_terminal)
     if elsewhere is None:
         from tlray.workflows.conclude import conclude  # torch, matplotlib and onnx: not before the sweep is over

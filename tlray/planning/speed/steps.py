@@ -23,6 +23,7 @@ from tlray.data.read import image_reader
 from tlray.models.backbone import Backbone
 from tlray.models.freeze import freeze, parameter_groups, train_mode
 from tlray.models.split import find_cut, frozen_prefix, trainable_suffix
+from tlray.process.began import load
 from tlray.process.device import arithmetic, fastest, given_device, num_gpus, start_seconds, wait
 from tlray.process.threads import torch_threads
 from tlray.runs.budget.costs import ReadSeconds, StepSeconds
@@ -98,6 +99,7 @@ def this_machine(config: RunConfig) -> Machines:
         on_gpus=on_gpus,
         gpus=gpus if on_gpus else 0,
         most_trials=max(1, most),
+        load=load(),
         device_seconds=start_seconds(given_device(sweep.gpus_per_worker)),
         idle_cores=cpus >= 2 * max(1, concurrent) * sweep.workers_per_trial * sweep.cpus_per_worker,
     )

@@ -16,7 +16,7 @@ from tlray.models.backbone import Backbone
 from tlray.models.freeze import blocks_by_epoch
 from tlray.planning.speed.steps import measure_read, measure_steps
 from tlray.process.device import given_device
-from tlray.runs.budget.costs import Phase, ReadSeconds, StepSeconds, trial_seconds
+from tlray.runs.budget.costs import Phase, ReadSeconds, StepSeconds, score_seconds, trial_seconds
 from tlray.runs.budget.estimate import TrialCost
 from tlray.runs.budget.machines import MOST_ON_A_GPU
 from tlray.training.fusion import can_fuse, fusion_key
@@ -98,4 +98,5 @@ def trial_cost(
         seconds=overlapped if given_device(config.sweep.gpus_per_worker).type == "cuda" else sequential,
         overlapped_seconds=overlapped,
         group=repr(fusion_key(trial)) if fused else None,
+        score_seconds=score_seconds(phases, num_images, config, overlapped=False),
     )

@@ -104,10 +104,14 @@ def beyond_budget(
     costs: Sequence[TrialCost],
     sources: Sequence[ActivationSource],
     machines: Machines,
+    spent: float = 0.0,
 ) -> tuple[str, ...]:
-    """The trials that the budget has no room for, as far as that can be said before any has run."""
+    """The trials that the budget has no room for, as far as that can be said before any has run.
+
+    `spent`: seconds of the command so far.
+    """
     kept, too_many = limit_trials(trials, config.budget.trials)
-    left = limit_seconds(config) - reserved_seconds(config.export, machines)
+    left = limit_seconds(config) - reserved_seconds(config.export, machines) - spent
     by_id = {cost.trial_id: cost for cost in costs}
 
     def seconds_of(some: Sequence[TrialConfig]) -> float:
@@ -115,3 +119,13 @@ def beyond_budget(
 
     _, too_long = choose(kept, seconds_of, left, {}, {cost.trial_id: cost.on(machines) for cost in costs})
     return (*too_many, *too_long)
+
+
+def least_seconds(
+    trials: Sequence[TrialConfig], costs: Sequence[TrialCost], sources: Sequence[ActivationSource], machines: Machines
+) -> float:
+    """The baseline and the one other trial that takes least time with it, frozen work included."""
+    baseline = {trial.trial_id for trial in trials if trial.is_baseline}
+    always = [cost for cost in costs if cost.trial_id in baseline]
+    others = [[cost] for cost in costs if cost.trial_id not in baseline] or [[]]
+    return min(sweep_seconds([*always, *other], sources, machines) for other in others)

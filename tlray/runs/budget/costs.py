@@ -42,10 +42,9 @@ def trial_seconds(
     trial: TrialConfig, phases: Sequence[Phase], num_images: dict[str, int], config: RunConfig, *, overlapped: bool
 ) -> float:
     """One trial alone. `overlapped`: images are made ready while it trains, on a GPU or on cores beside it."""
-    threads = config.data.num_threads
 
     def each(read: float, step: float) -> float:
-        return max(read / threads, step) if overlapped else read + step
+        return _each(read, step, config, overlapped)
 
     total, num_epochs = 0.0, 0
     for phase in phases:
@@ -56,5 +55,14 @@ def trial_seconds(
         num_epochs += phase.epochs
     if not trial.is_baseline:
         total *= expected_epochs(trial, config.sweep) / num_epochs
+    return total + score_seconds(phases, num_images, config, overlapped=overlapped)
+
+
+def score_seconds(phases: Sequence[Phase], num_images: dict[str, int], config: RunConfig, *, overlapped: bool) -> float:
+    """The test images once."""
     last = phases[-1]
-    return total + num_images["test"] * each(last.read.first, last.step.evaluate)
+    return num_images["test"] * _each(last.read.first, last.step.evaluate, config, overlapped)
+
+
+def _each(read: float, step: float, config: RunConfig, overlapped: bool) -> float:
+    return max(read / config.data.num_threads, step) if overlapped else read + step

@@ -20,6 +20,8 @@ TUNE_SECONDS = 6.0  # until Ray Tune is imported and asks for its first process
 STARTED_TOGETHER = 1.5  # what processes that import torch at the same time take longer than one
 EXPORT_SECONDS = 12.0  # of a bundle: three formats, and comparing them
 SAFETY = 1.3  # what of a budget is kept for the end, over what the end is expected to take: a budget is a limit
+START_SECONDS = 8.0  # until Ray has started and the plan is made, at the least
+QUICK_PROCESS = 3.0  # until a new process has imported torch, at the least
 REPORT_SECONDS = 3.0  # leaderboard, figures and page, once torch is imported
 PROBE_SHARE = 0.02  # of the first probe's time that each further one of its batched head takes
 
@@ -42,6 +44,7 @@ class TrialCost(BaseModel):
     seconds: float  # as far as the scheduler lets it go on average
     overlapped_seconds: float | None = None  # where what reads its images has cores of its own
     group: str | None  # trials of equal groups train as one batched head
+    score_seconds: float = 0.0  # of the test images, where the trial is stopped and scored later
 
     def on(self, machines: Machines) -> float:
         """Seconds of it there."""
@@ -77,7 +80,7 @@ def estimate_run(
 ) -> Estimate:
     """The whole run without the trials in `dropped`."""
     kept = [cost for cost in costs if cost.trial_id not in dropped]
-    conclusion = Stage(name="exports and report", seconds=conclusion_seconds(export, machines.process_seconds))
+    conclusion = Stage(name="exports and report", seconds=conclusion_seconds(export, machines))
     stages = (*sweep_stages(kept, sources, machines), conclusion)
     return Estimate(
         machines=machines,
@@ -117,17 +120,22 @@ def sweep_stages(
 def start_seconds(machines: Machines) -> float:
     """Until the first trials under Ray Tune make their first step."""
     together = STARTED_TOGETHER if machines.concurrent_trials > 1 else 1.0
-    return TUNE_SECONDS + together * machines.start_seconds
+    return machines.load * TUNE_SECONDS + together * machines.start_seconds
 
 
-def conclusion_seconds(export: ExportConfig, process_seconds: float) -> float:
+def conclusion_seconds(export: ExportConfig, machines: Machines) -> float:
     """After the last trial; the driver is then the one to import torch."""
-    return process_seconds + REPORT_SECONDS + EXPORT_SECONDS * export.top_k
+    return machines.process_seconds + machines.load * (REPORT_SECONDS + EXPORT_SECONDS * export.top_k)
+
+
+def soonest_end(export: ExportConfig, load: float) -> float:
+    """Seconds after its plan that any run takes, however little it trains; `load`: of the machine now."""
+    return load * (TUNE_SECONDS + 2 * QUICK_PROCESS + REPORT_SECONDS + EXPORT_SECONDS * export.top_k)
 
 
 def reserved_seconds(export: ExportConfig, machines: Machines) -> float:
     """What of a budget is kept for after the last epoch: scoring what is stopped, in a new process, and the end."""
-    return SAFETY * (machines.process_seconds + conclusion_seconds(export, machines.process_seconds))
+    return SAFETY * (machines.process_seconds + conclusion_seconds(export, machines))
 
 
 def _read_by(costs: Sequence[TrialCost], sources: Sequence[ActivationSource]) -> list[ActivationSource]:

@@ -23,6 +23,7 @@ class Machines(BaseModel):
     idle_cores: bool = False  # beside each worker of a trial there is a core for the threads that read its images
     gpus: float = 0.0  # that trials have, all together
     most_trials: int = 1  # at once, however little of a GPU each of them takes
+    load: float = 1.0  # what a second of computing takes, beside whatever else the machine does
     device_seconds: float = 0.0  # of a new process, for CUDA and its libraries before the first step
 
     def sharing(self, shares: Sequence[float]) -> "Machines":

@@ -20,7 +20,7 @@ import torch
 
 from tlray.data.decode import decode
 from tlray.data.transforms import eval_transform, normalise
-from tlray.export.model import load_backbone
+from tlray.export.model import load_backbones
 from tlray.inference.classify import faster
 
 NUM_IMAGES = 64  # that are preloaded
@@ -30,7 +30,7 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 def main(bundle: str, images: str) -> None:
-    backbone, config = load_backbone(bundle)
+    (backbone,), config = load_backbones(bundle)
     backbone.model.eval()
     paths = sorted(Path(images).glob("*/*.jpg"))[:NUM_IMAGES]
     preprocessing = config.image_preprocessing

@@ -220,10 +220,10 @@ def test_a_changed_byte_is_found(copied, name):
 def test_a_bundle_of_another_format_version_is_refused(copied):
     path = copied / "config.json"
     before = hashlib.sha256(path.read_bytes()).hexdigest()
-    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 99'))
+    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 99'))
     sums = copied / "SHA256SUMS"
     sums.write_text(sums.read_text().replace(before, hashlib.sha256(path.read_bytes()).hexdigest()))
-    with pytest.raises(DataError, match="format_version 99, this tlray reads 1"):
+    with pytest.raises(DataError, match="format_version 99, this tlray reads 2"):
         load(str(copied))
 
 
@@ -254,8 +254,8 @@ def test_a_models_own_input_transformation_is_kept_in_its_options(bundle):
     model = nn.Flatten()
     model.transform_input = True  # type: ignore[assignment]
     backbone = BackboneConfig(id="torchvision/googlenet", weights="pretrained")
-    config = bundle_module._bundle_config(model, backbone, CLASSES, bundle.preprocessing, "full", {})
-    assert config.backbone.options == {"transform_input": True}
+    config = bundle_module.bundled_backbone(model, backbone, bundle.preprocessing)
+    assert config.options == {"transform_input": True}
 
 
 def test_images_given_as_a_pil_image_are_turned_and_flattened_like_files(bundle):

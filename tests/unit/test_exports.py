@@ -96,7 +96,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def export(run: Run, top_k: int = 1) -> tuple[str, ...]:
     """As `tlray export` and the end of a run do it."""
-    from tlray.workflows.conclude import export_best
+    from tlray.workflows.exports import export_best
 
     return export_best(run, write_leaderboard(run.uri), top_k)
 

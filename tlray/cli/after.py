@@ -34,7 +34,7 @@ def export(
     loaded = load_run(run_uri)  # before torch is imported
     with hold_run(loaded.uri, "tlray export"):
         from tlray.runs.board import write_leaderboard
-        from tlray.workflows.conclude import export_best
+        from tlray.workflows.exports import export_best
 
         leaderboard = write_leaderboard(loaded.uri, seed=loaded.config.seed, warnings=loaded.manifest.warnings)
         bundles = export_best(loaded, leaderboard, top_k)

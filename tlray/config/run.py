@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from tlray.config.data import ActivationsConfig, DataConfig
 from tlray.config.query import LIST_FORM, QUERY_FORM, BackboneQuery
 from tlray.config.retrain import RetrainConfig, WarmStart
-from tlray.config.section import MOST_ENTRIES, MOST_SEED, MOST_TRIALS, Location, Section, Whole
+from tlray.config.section import MOST_ENTRIES, MOST_SEED, MOST_TRIALS, Flag, Location, Section, Whole
 from tlray.config.sweep import BudgetConfig, ClusterConfig, PricesConfig, SweepConfig
 from tlray.config.training import (
     BackboneConfig,
@@ -48,7 +48,12 @@ class RankingConfig(Section):
 
 
 class ExportConfig(Section):
-    top_k: Whole = Field(1, ge=0, le=MOST_ENTRIES)
+    """What a run leaves to be used; the leaderboard shows the ensemble in any case."""
+
+    top_k: Whole = Field(1, ge=0, le=MOST_ENTRIES, description="how many of the best trials")
+    ensemble: Flag = Field(
+        False, description="also the ensemble, as one bundle: an image costs as many forwards as it has members"
+    )
 
 
 class RunConfig(Section):

@@ -1,12 +1,14 @@
 """Write an export bundle: the model in three formats that agree, what it is, how good it is, and checksums.
 
 uri = export_bundle(model=model, backbone=..., classes=..., destination="s3://bucket/run/exports/1-resnet50", ...)
+uri = write_bundle(networks, ensemble_config(members, classes), samples, facts, destination)
 
 Everything is made and checked in a local folder first; of_run.py says how it takes the place of another bundle.
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from tlray import __version__, storage
 from tlray.catalogue import Preprocessing, resolve_id, split_id
 from tlray.config import BackboneConfig
 from tlray.data.transforms import normalise
+from tlray.export.assemble import assemble, rebuild, state_of
 from tlray.export.card import write_card
 from tlray.export.files import FORMAT_VERSION, BundleConfig
 from tlray.export.formats import (
@@ -31,11 +34,19 @@ from tlray.export.formats import (
     write_formats,
 )
 from tlray.export.of_run import publish
-from tlray.models.backbone import build_backbone
 from tlray.process.scratch import temporary_folder
 from tlray.runs.bundle_sums import CONFIG, METRICS, WEIGHTS, checksum_lines
 
 LIBRARIES = ("torch", "torchvision", "timm", "onnx", "onnxscript")
+
+
+@dataclass(frozen=True)
+class BundleFacts:
+    """What a bundle says of its model."""
+
+    metrics: Mapping[str, Any]  # its leaderboard row, with the calibration where it has one
+    data_summary: Mapping[str, Mapping[str, int]]  # images by split and class
+    warnings: Sequence[str] = ()  # the manifest's
 
 
 def export_bundle(
@@ -52,33 +63,74 @@ def export_bundle(
     destination: str,
     checkpoint_sha256: str | None = None,
     warnings: Sequence[str] = (),
+    temperature: float = 1.0,
+    tta: str = "none",
 ) -> str:
     """Publish `model` (on the CPU, in evaluation mode) at `destination`, local or s3:// -> its absolute location.
 
-    `backbone` is what the model was built from, `metrics` its leaderboard row, `data_summary` images by split and
-    class, `checkpoint_sha256` of the file that holds its weights in the run, `warnings` the manifest's. The formats are
-    traced with and compared on `samples` (B, 3, H, W) uint8, images after `eval_transform`.
+    `backbone` is what the model was built from, `checkpoint_sha256` of the file that holds its weights in the run.
+    `temperature` divides the logits, `tta: flip` averages over the mirror image; both are part of every format.
+    """
+    changed = {
+        "trial_id": metrics.get("trial_id"),
+        "checkpoint_sha256": checkpoint_sha256,
+        "temperature": temperature,
+        "tta": tta,
+    }
+    config = _single_config(model, backbone, classes, preprocessing, strategy, params).model_copy(update=changed)
+    return write_bundle([model], config, samples, BundleFacts(metrics, data_summary, warnings), destination)
+
+
+def write_bundle(
+    networks: Sequence[nn.Module], config: BundleConfig, samples: torch.Tensor, facts: BundleFacts, destination: str
+) -> str:
+    """Publish the bundle that `config` describes, of one network or of an ensemble's -> its absolute location.
+
+    The formats are traced with and compared on `samples` (B, 3, H, W) uint8, images after `eval_transform`.
     TlrayError: the architecture cannot be exported, or a format does not compute what the model computes; nothing is
     published then.
     """
-    assert not model.training, "the model is in training mode"
+    assert not any(network.training for network in networks), "the model is in training mode"
     destination = storage.absolute(destination)
-    config = _bundle_config(model, backbone, classes, preprocessing, strategy, params).model_copy(
-        update={"trial_id": metrics.get("trial_id"), "checkpoint_sha256": checkpoint_sha256}
-    )
-    images = normalise(samples, preprocessing)
+    model = assemble(networks, config)
+    images = normalise(samples, config.image_preprocessing)
     with temporary_folder("export") as folder:
-        write_formats(model, images, folder, backbone.id)
-        _write_weights(model, config, folder)
-        agreement = check_formats(model, images, folder, _rebuilt(config, folder))
+        write_formats(model, images, folder, config.title)
+        save_file(state_of(networks, config), folder / WEIGHTS, _metadata(config))
+        rebuilt = assemble([one.model for one in rebuild(config, load_file(folder / WEIGHTS))], config)
+        agreement = check_formats(model, images, folder, rebuilt)
         _write_json(folder / CONFIG, config.model_dump(mode="json"))
-        _write_json(folder / METRICS, {**metrics, "agreement": agreement.model_dump(mode="json")})
-        write_card(folder, config, metrics, data_summary, agreement, warnings)
+        _write_json(folder / METRICS, {**facts.metrics, "agreement": agreement.model_dump(mode="json")})
+        write_card(folder, config, facts.metrics, facts.data_summary, agreement, facts.warnings)
         publish(folder, checksum_lines(folder), destination)
     return destination
 
 
-def _bundle_config(
+def bundled_backbone(model: nn.Module, backbone: BackboneConfig, preprocessing: Preprocessing) -> BackboneConfig:
+    """What rebuilds the architecture of a trained model, without weights."""
+    options = dict(backbone.options)
+    if hasattr(model, "transform_input"):  # of torchvision's GoogLeNet and Inception V3: depends on their weights
+        options["transform_input"] = model.transform_input
+    height, _ = preprocessing.input_size
+    return BackboneConfig(id=resolve_id(backbone.id), weights="none", input_size=height, options=options)
+
+
+def shared_fields(classes: Sequence[str], preprocessing: Preprocessing) -> dict[str, Any]:
+    """The fields of config.json that do not depend on what the networks are."""
+    height, width = preprocessing.input_size
+    return {
+        "format_version": FORMAT_VERSION,
+        "tlray_version": __version__,
+        "libraries": {name: version(name) for name in LIBRARIES},
+        "classes": tuple(classes),
+        "preprocessing": preprocessing.to_dict(),
+        "input": {"name": INPUT, "dtype": "float32", "shape": [BATCH, 3, height, width]},
+        "output": {"name": OUTPUT, "dtype": "float32", "shape": [BATCH, len(classes)]},
+        "tolerance": {"absolute": ABSOLUTE_TOLERANCE, "relative_to_largest_logit": RELATIVE_TOLERANCE},
+    }
+
+
+def _single_config(
     model: nn.Module,
     backbone: BackboneConfig,
     classes: Sequence[str],
@@ -86,31 +138,22 @@ def _bundle_config(
     strategy: str,
     params: Mapping[str, Any],
 ) -> BundleConfig:
-    options = dict(backbone.options)
-    if hasattr(model, "transform_input"):  # of torchvision's GoogLeNet and Inception V3: depends on their weights
-        options["transform_input"] = model.transform_input
-    height, width = preprocessing.input_size
     return BundleConfig(
-        format_version=FORMAT_VERSION,
-        tlray_version=__version__,
-        libraries={name: version(name) for name in LIBRARIES},
-        backbone=BackboneConfig(id=resolve_id(backbone.id), weights="none", input_size=height, options=options),
+        **shared_fields(classes, preprocessing),
+        backbone=bundled_backbone(model, backbone, preprocessing),
         initial_weights=backbone.weights,
         strategy=strategy,
         params=dict(params),
-        classes=tuple(classes),
-        preprocessing=preprocessing.to_dict(),
-        input={"name": INPUT, "dtype": "float32", "shape": [BATCH, 3, height, width]},
-        output={"name": OUTPUT, "dtype": "float32", "shape": [BATCH, len(classes)]},
-        tolerance={"absolute": ABSOLUTE_TOLERANCE, "relative_to_largest_logit": RELATIVE_TOLERANCE},
     )
 
 
-def _write_weights(model: nn.Module, config: BundleConfig, folder: Path) -> None:
-    """The whole state dict; the metadata lets the file serve as `weights:` of another run."""
+def _metadata(config: BundleConfig) -> dict[str, str]:
+    """Lets the file of a single network serve as `weights:` of another run."""
+    if config.backbone is None:
+        return {}
     preprocessing = config.image_preprocessing
     backbone = split_id(config.backbone.id)
-    metadata = {
+    return {
         "backbone": config.backbone.id,
         "library": backbone.library,
         "arch": backbone.name,
@@ -120,16 +163,6 @@ def _write_weights(model: nn.Module, config: BundleConfig, folder: Path) -> None
         "mean": ",".join(str(value) for value in preprocessing.mean),
         "std": ",".join(str(value) for value in preprocessing.std),
     }
-    # clone: a state dict may hold the same tensor under two names, which the format refuses
-    tensors = {key: tensor.detach().clone().contiguous() for key, tensor in model.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS, metadata)
-
-
-def _rebuilt(config: BundleConfig, folder: Path) -> nn.Module:
-    """The model as `tlray.load` will rebuild it."""
-    rebuilt = build_backbone(config.backbone, len(config.classes)).model.eval()
-    rebuilt.load_state_dict(load_file(folder / WEIGHTS), strict=True)
-    return rebuilt
 
 
 def _write_json(path: Path, content: Any) -> None:

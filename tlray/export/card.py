@@ -46,11 +46,20 @@ def write_card(
         totals={split: sum(by_class.values()) for split, by_class in data_summary.items()},
         agreement=agreement,
         warnings=warnings,
-        licence=weights_licence(config.backbone.id, config.initial_weights),
+        licence=_licences(config),
         limits=_limits(config, metrics, data_summary),
+        calibration=metrics.get("calibration"),
         shown_params={key: value for key, value in config.params.items() if value is not None},
     )
     (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def _licences(config: BundleConfig) -> str:
+    """That of each network's weights, once."""
+    if config.backbone is not None:
+        return weights_licence(config.backbone.id, config.initial_weights)
+    sentences = (weights_licence(member.backbone.id, member.initial_weights) for member in config.members)
+    return " ".join(dict.fromkeys(sentences))
 
 
 def weights_licence(backbone_id: str, weights: str) -> str:

@@ -27,8 +27,9 @@ from tlray.data.decode import BadImageError, as_rgb, decode, shape_problem
 from tlray.data.parallel import ordered_map
 from tlray.data.transforms import eval_transform, normalise
 from tlray.errors import DataError, StorageError
+from tlray.export.assemble import assemble, rebuild
 from tlray.export.files import BundleConfig, read_bundle_config
-from tlray.models.backbone import Backbone, build_backbone
+from tlray.models.backbone import Backbone
 from tlray.runs.bundle_sums import WEIGHTS, read_checksums, read_verified
 
 NUM_BEST = 5
@@ -155,9 +156,9 @@ def load(uri: str, *, device: str = "cpu", batch_size: int = 32, num_threads: in
 
     DataError: not an export bundle, or a file whose checksum is not that of SHA256SUMS.
     """
-    backbone, config = load_backbone(uri)
+    backbones, config = load_backbones(uri)
     return Model(
-        backbone.model,
+        assemble([backbone.model for backbone in backbones], config),
         config.classes,
         config.image_preprocessing,
         config=config,
@@ -167,17 +168,15 @@ def load(uri: str, *, device: str = "cpu", batch_size: int = 32, num_threads: in
     )
 
 
-def load_backbone(uri: str) -> tuple[Backbone, BundleConfig]:
-    """The model as the trial had it, with its blocks, for whoever runs it in another way; errors as `load`."""
+def load_backbones(uri: str) -> tuple[list[Backbone], BundleConfig]:
+    """The networks as the trials had them, with their blocks, for whoever runs them in another way; errors as `load`.
+
+    One, or an ensemble's members; `assemble` makes the bundle's model out of them.
+    """
     uri = storage.absolute(uri)
     checksums = read_checksums(uri)
     config = read_bundle_config(uri, checksums)
-    tensors = load_safetensors(read_verified(uri, WEIGHTS, checksums))
-    backbone = build_backbone(config.backbone, len(config.classes))
-    if tensors.keys() != backbone.model.state_dict().keys():  # of a version that kept the library's kind of classifier
-        backbone = build_backbone(config.backbone, len(config.classes), as_published=True)
-    backbone.model.load_state_dict(tensors, strict=True)
-    return backbone, config
+    return rebuild(config, load_safetensors(read_verified(uri, WEIGHTS, checksums))), config
 
 
 def _is_image(value: Any) -> bool:

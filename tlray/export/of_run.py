@@ -11,8 +11,9 @@ kill at any moment, a folder without SHA256SUMS is no bundle, and one with it is
 import hashlib
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tlray import storage
 from tlray.errors import DataError
@@ -22,7 +23,7 @@ from tlray.runs.bundle_sums import CHECKSUMS, FILES, METRICS, check_whole, read_
 from tlray.runs.results import LeaderboardRow
 from tlray.runs.trials import checkpoint_of, read_recorded
 
-FOLDER = "exports"
+FOLDER, ENSEMBLE = "exports", "ensemble"
 NEW = ".new-"  # a bundle on its way to the place of another
 REMEDY = "`tlray export RUN` writes it"
 
@@ -75,10 +76,10 @@ def read_config(uri: str) -> BundleConfig:
     return config.model_copy(update={"trial_id": json.loads(read_verified(uri, METRICS, sums)).get("trial_id")})
 
 
-def is_current(uri: str, row: LeaderboardRow, checkpoint_sha256: str, classes: Sequence[str]) -> bool:
-    """Whether a bundle is whole, byte for byte, and says what the leaderboard says of the row now.
+def is_current(uri: str, expected: Mapping[str, Any], checkpoint_sha256: str, classes: Sequence[str]) -> bool:
+    """Whether a bundle is whole, byte for byte, and says what the run says of its model now.
 
-    `checkpoint_sha256`: of the row's checkpoint, as the trial has recorded it.
+    `expected`: its metrics but for those of the export itself; `checkpoint_sha256`: as the trial has recorded it.
     """
     try:
         check_whole(uri)
@@ -86,12 +87,9 @@ def is_current(uri: str, row: LeaderboardRow, checkpoint_sha256: str, classes: S
         metrics = json.loads(read_verified(uri, METRICS, read_checksums(uri)))
     except DataError:
         return False
-    metrics.pop("agreement", None)
-    return (
-        config.checkpoint_sha256 == checkpoint_sha256
-        and config.classes == tuple(classes)
-        and metrics == row.model_dump(mode="json")
-    )
+    for measured_here in ("agreement", "view_difference"):
+        metrics.pop(measured_here, None)
+    return config.checkpoint_sha256 == checkpoint_sha256 and config.classes == tuple(classes) and metrics == expected
 
 
 def publish(folder: Path, checksums: str, destination: str) -> None:
@@ -121,7 +119,7 @@ def remove_outdated(run_uri: str, rows: Sequence[LeaderboardRow], keep: Collecti
     for name in sorted(names):
         uri = storage.join(folder, name)
         ranked = re.match(r"(\d+)-", name)
-        if uri in keep or (ranked is None and not name.startswith(NEW)):
+        if uri in keep or (ranked is None and not name.startswith((NEW, ENSEMBLE))):
             continue
         row = by_rank.get(int(ranked[1])) if ranked is not None else None
         if row is None or not _is_of(uri, row, _recorded_checkpoint(run_uri, row.trial_id)):

@@ -19,6 +19,7 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import nn
 
 from tlray import storage
 from tlray.catalogue import Preprocessing
@@ -28,8 +29,9 @@ from tlray.data.jpeg import SMALLEST_SIDE
 from tlray.data.parallel import ordered_map
 from tlray.data.transforms import eval_transform, needed_size, normalise
 from tlray.errors import DataError, StorageError, UnreachableError
+from tlray.export.assemble import assemble
 from tlray.export.files import read_bundle_config
-from tlray.export.model import load_backbone
+from tlray.export.model import load_backbones
 from tlray.inference.output import ModelFacts, part_bytes
 from tlray.inference.predict import find_export
 from tlray.models.backbone import Backbone
@@ -66,11 +68,12 @@ class Classifier:
         """DataError when the export is no longer the one that was asked for."""
         if _version(facts.uri) != facts.version:
             raise DataError(f"{facts.uri} has changed since the prediction began: give another --output")
-        backbone, config = load_backbone(facts.uri)
+        backbones, config = load_backbones(facts.uri)
         self.facts = facts
         self._preprocessing = config.image_preprocessing
         self._device = torch.device(device)
-        self._forward = faster(backbone, self._device)
+        networks = [_Forward(faster(backbone, self._device)) for backbone in backbones]
+        self._forward = assemble(networks, config).to(self._device)
 
     def classify(self, files: pa.Table, num_threads: int) -> bytes:
         """A part's Parquet file; `files`: uri, version and error of its images."""
@@ -126,6 +129,17 @@ class Classifier:
             logits = torch.cat([self._forward(normalise(batch, self._preprocessing)) for batch in batches])
             probabilities = torch.softmax(logits.double(), dim=1)
         return probabilities.float().cpu().numpy(), errors
+
+
+class _Forward(nn.Module):
+    """A function as a network of `assemble`."""
+
+    def __init__(self, forward: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.compute = forward
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.compute(images)
 
 
 @lru_cache(maxsize=1)

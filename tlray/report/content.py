@@ -1,7 +1,7 @@
 """What a run folder holds, read for the report: also of a run that is unfinished or has failed trials."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,8 @@ from tlray.data.manifest import Manifest, Split
 from tlray.report.ranking import Found, read_found
 from tlray.runs.board import make_leaderboard
 from tlray.runs.budget.clock import Spent, read_spent
+from tlray.runs.calibration import trial_calibration
+from tlray.runs.combined_rows import Calibration
 from tlray.runs.folder import CONFIG, PLAN, read_verified
 from tlray.runs.manifest import load_manifest
 from tlray.runs.predictions import read_predictions
@@ -68,6 +70,7 @@ class RunContent:
     leaderboard: Leaderboard
     histories: dict[str, list[dict[str, Any]]]  # trial id -> its epochs, of every trial that has begun
     confusion: Confusion | None  # None while there is no champion
+    calibrations: dict[str, Calibration] = field(default_factory=dict)  # of the champion and of the ensemble
     found: Found | None = None  # what became of the ranking, where there was one
     spent: Spent | None = None  # where there was a budget
 
@@ -113,6 +116,7 @@ def read_run(run_uri: str) -> RunContent:
         histories=_read_histories(run_uri, planned),
         found=read_found(run_uri, leaderboard),
         spent=read_spent(run_uri),
+        calibrations=_read_calibrations(run_uri, leaderboard),
         confusion=_read_confusion(run_uri, champion.trial_id, manifest.classes) if champion is not None else None,
     )
 
@@ -120,6 +124,18 @@ def read_run(run_uri: str) -> RunContent:
 def _read_histories(run_uri: str, trial_ids: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
     histories = for_each(trial_ids, lambda trial_id: load_history(trial_uri(run_uri, trial_id)))
     return {trial_id: [asdict(metrics) for metrics in history] for trial_id, history in histories.items() if history}
+
+
+def _read_calibrations(run_uri: str, leaderboard: Leaderboard) -> dict[str, Calibration]:
+    found: dict[str, Calibration] = {}
+    champion, ensemble = leaderboard.champion, leaderboard.ensemble
+    recorded = read_recorded(run_uri, champion.trial_id) if champion is not None else None
+    calibration = trial_calibration(run_uri, recorded) if recorded is not None else None
+    if champion is not None and calibration is not None:
+        found[champion.trial_id] = calibration
+    if ensemble is not None:
+        found[ensemble.title] = ensemble.calibration
+    return found
 
 
 def _read_confusion(run_uri: str, trial_id: str, classes: tuple[str, ...]) -> Confusion:

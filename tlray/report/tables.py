@@ -6,7 +6,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from tlray.report.words import duration, interval, percent, points, varying_params
+from tlray.report.words import count, duration, interval, percent, points, varying_params
+from tlray.runs.combined_rows import EnsembleRow
 from tlray.runs.results import Evaluation, Leaderboard, LeaderboardRow
 
 LARGEST_CONFUSION = 10  # classes up to which an evaluation shows its confusion matrix
@@ -25,7 +26,10 @@ def leaderboard_table(leaderboard: Leaderboard) -> Table:
     for row in leaderboard.rows:
         is_champion = champion is not None and row.trial_id == champion.trial_id
         table.add_row(*_leaderboard_cells(row, varying), style="bold" if is_champion else None)
-    notes = [f"{row.trial_id} failed: {row.error}" for row in leaderboard.rows if row.status == "failed"]
+    if leaderboard.ensemble is not None:
+        table.add_row(*_ensemble_cells(leaderboard.ensemble))
+    notes = _ensemble_notes(leaderboard.ensemble)
+    notes += [f"{row.trial_id} failed: {row.error}" for row in leaderboard.rows if row.status == "failed"]
     if leaderboard.no_gain_reason:
         notes.append(f"no gains: {leaderboard.no_gain_reason}")
     if any(row.gain is not None for row in leaderboard.rows):
@@ -52,6 +56,24 @@ def _leaderboard_cells(row: LeaderboardRow, varying: Sequence[str]) -> list[str]
     epochs = f"{row.epochs}*" if row.status == "stopped" else str(row.epochs)
     cells = [str(row.rank), row.trial_id, params, *scores, gain, epochs, duration(row.seconds)]
     return [escape(cell) for cell in cells]
+
+
+def _ensemble_cells(row: EnsembleRow) -> list[str]:
+    gain = f"{points(row.gain)} {interval(row.gain_low, row.gain_high)}" if row.gain is not None else ""
+    scores = [percent(row.val_accuracy), percent(row.test_accuracy)]
+    return [escape(cell) for cell in ["+", row.title, "", *scores, gain, "", duration(row.seconds)]]
+
+
+def _ensemble_notes(row: EnsembleRow | None) -> list[str]:
+    """What it is made of, what it costs, and what it gains over one model."""
+    if row is None:
+        return []
+    members = ", ".join(f"{member.weight:.2f} {member.trial_id}" for member in row.members)
+    over_best = f"{points(row.gain_over_best)} {interval(row.gain_over_best_low, row.gain_over_best_high)}"
+    return [
+        f"+ mean of the probabilities of {members}: {over_best} points of test accuracy over the best trial, for "
+        f"{len(row.members)} forwards an image and {count(row.num_params)} parameters; export.ensemble=true exports it"
+    ]
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:

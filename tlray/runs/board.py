@@ -9,6 +9,7 @@ Nothing in tlray reads results.jsonl to know of a trial.
 import json
 
 from tlray import storage
+from tlray.runs.ensemble import make_ensemble
 from tlray.runs.notes import leave_note
 from tlray.runs.predictions import load_correctness
 from tlray.runs.results import Leaderboard, TrialResult, build_leaderboard
@@ -60,7 +61,9 @@ def load_leaderboard(run_uri: str) -> Leaderboard:
 def _leaderboard(run_uri: str, recorded: dict[str, Recorded], seed: int) -> Leaderboard:
     scored = [trial_id for trial_id, one in recorded.items() if one.result.status != "failed"]
     correctness = for_each(scored, lambda trial_id: load_correctness(run_uri, recorded[trial_id]))
-    return build_leaderboard([one.result for one in recorded.values()], correctness, seed)
+    leaderboard = build_leaderboard([one.result for one in recorded.values()], correctness, seed)
+    ensemble, reason = make_ensemble(run_uri, recorded, seed=seed)
+    return leaderboard.model_copy(update={"ensemble": ensemble, "no_ensemble_reason": reason})
 
 
 def _line(result: TrialResult) -> str:

@@ -24,12 +24,12 @@ from tlray.storage.sealed import read_checked
 PredictedSplit = Literal["val", "test"]
 PREDICTED_SPLITS: tuple[PredictedSplit, ...] = ("val", "test")
 LOG_PROBABILITIES = "log_probabilities"
-MOST_KEPT = 2**23  # images times classes whose probabilities are kept: 32 MiB a file
+MOST_KEPT = 2**22  # images times classes whose probabilities are kept: 16 MiB a file
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """Of the images of a split, in its order: labels (N,) int64 and log-probabilities (N, C) float64."""
+    """Of the images of a split, in its order: labels (N,) int64 and log-probabilities (N, C) float32."""
 
     labels: np.ndarray
     logs: np.ndarray
@@ -61,5 +61,5 @@ def load_probabilities(run_uri: str, recorded: Recorded, split: PredictedSplit) 
     if LOG_PROBABILITIES not in table.column_names:
         return None
     values = table[LOG_PROBABILITIES].combine_chunks()
-    logs = values.flatten().to_numpy().astype(np.float64).reshape(len(values), -1)
+    logs = values.flatten().to_numpy().reshape(len(values), -1)
     return Predicted(table["label"].to_numpy().astype(np.int64), logs)

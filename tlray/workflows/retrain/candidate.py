@@ -40,13 +40,13 @@ def read_candidate(export: str, run: str | None) -> Candidate:
         export=export,
         run=run,
         trial_id=trial_id,
-        backbone=config.backbone.id,
+        backbone=config.title,
         strategy=config.strategy,
         params=config.params,
         classes=config.classes,
         metrics={name: metrics.get(name) for name in SCORES},
         fingerprint=load_manifest(run).fingerprint if run is not None else None,
-        start=_start(run, trial_id) if run is not None else None,
+        start=_start(run, trial_id) if run is not None and not config.members else None,
         checkpoint_sha256=config.checkpoint_sha256,
     )
 

@@ -11,7 +11,7 @@ from tlray.runs.champion import Champion
 from tlray.runs.manifest import load_manifest
 from tlray.runs.prepare import Run
 from tlray.runs.trials import load_results
-from tlray.workflows.conclude import export_best
+from tlray.workflows.exports import export_best
 from tlray.workflows.retrain.candidate import read_candidate
 from tlray.workflows.retrain.features import drift_of
 from tlray.workflows.retrain.images import compare, judged_images, names_of

@@ -1,0 +1,142 @@
+"""The ensemble of a run: which of its trials it is made of, and how good the mean of their probabilities is.
+
+    row, reason = make_ensemble(run_uri, recorded, seed=0)
+
+Made from the trials' predictions alone, without a forward pass: it costs next to nothing and is part of every
+leaderboard. `export.ensemble` makes a bundle of it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tlray.runs.calibration import calibrate, log_loss
+from tlray.runs.combined_rows import EnsembleMember, EnsembleRow
+from tlray.runs.predictions import (
+    PREDICTED_SPLITS,
+    Predicted,
+    PredictedSplit,
+    load_correctness,
+    load_probabilities,
+)
+from tlray.runs.results import TrialResult, paired_gain, ranked
+from tlray.runs.selection import mean_log_probabilities, select
+from tlray.runs.trials import Recorded, for_each
+
+MOST_MEMBERS = 5  # an image costs as many forwards
+# Best first by validation. A choice from more fits the validation images' noise (Caruana, Munson & Niculescu-Mizil,
+# Getting the Most Out of Ensemble Selection, ICDM 2006, prune for that reason).
+MOST_CANDIDATES = 100
+
+
+def make_ensemble(
+    run_uri: str, recorded: Mapping[str, Recorded], *, seed: int
+) -> tuple[EnsembleRow | None, str | None]:
+    """The row, or why there is none; `recorded`: all trials that have ended."""
+    results = ranked(one.result for one in recorded.values())
+    best = [result for result in results if not result.is_baseline][:MOST_CANDIDATES]
+    found = for_each([result.trial_id for result in best], lambda trial_id: _of_truth(run_uri, recorded[trial_id]))
+    truth = {trial_id: values for trial_id, values in found.items() if values is not None}
+    if len(truth) < 2:
+        return None, _too_few(len(best), len(truth))
+    counts = select(np.stack(list(truth.values())), MOST_MEMBERS)
+    ids = list(truth)
+    weights = {ids[place]: count / sum(counts.values()) for place, count in counts.items()}
+    if len(weights) < 2:
+        return None, f"no mean of several trials has a lower validation loss than {next(iter(weights))} alone"
+    val, test = (_mean(run_uri, recorded, weights, split) for split in PREDICTED_SPLITS)
+    if val is None or test is None:
+        return None, _too_few(len(weights), 0)
+    baseline = next((one for one in recorded.values() if one.result.is_baseline), None)
+    correct = test.logs.argmax(axis=1) == test.labels
+    over_best = paired_gain(correct, load_correctness(run_uri, recorded[best[0].trial_id]), seed)
+    gain: tuple[float | None, float | None, float | None] = (None, None, None)
+    if baseline is not None and baseline.result.status != "failed":
+        gain = paired_gain(correct, load_correctness(run_uri, baseline), seed)
+    members = [recorded[trial_id].result for trial_id in weights]
+    return _row(members, weights, len(truth), (val, test), gain + over_best), None
+
+
+@dataclass(frozen=True)
+class SplitScores:
+    accuracy: float
+    loss: float
+    top5_accuracy: float
+    macro_f1: float
+
+
+def scores_of(predicted: Predicted) -> SplitScores:
+    """As `ClassificationSums` counts them, without torch."""
+    logs, labels = predicted.logs, predicted.labels
+    answers = logs.argmax(axis=1)
+    num_classes = logs.shape[1]
+    best = np.argpartition(-logs, min(5, num_classes) - 1, axis=1)[:, :5]
+    hits = np.bincount(labels[answers == labels], minlength=num_classes)
+    sizes = np.bincount(answers, minlength=num_classes) + np.bincount(labels, minlength=num_classes)
+    return SplitScores(
+        accuracy=float((answers == labels).mean()),
+        loss=log_loss(logs, labels),
+        top5_accuracy=float((best == labels[:, None]).any(axis=1).mean()),
+        macro_f1=float((2 * hits[sizes > 0] / sizes[sizes > 0]).mean()),
+    )
+
+
+def _of_truth(run_uri: str, recorded: Recorded) -> np.ndarray | None:
+    """What the trial gives the true class of each validation image (N,); None where it has not kept them."""
+    val = load_probabilities(run_uri, recorded, "val")
+    if val is None:
+        return None
+    truth: np.ndarray = np.exp(val.logs[np.arange(len(val.labels)), val.labels].astype(np.float64))
+    return truth
+
+
+def _too_few(num_trials: int, num_kept: int) -> str:
+    if num_trials < 2:
+        return "it takes two trials beside the baseline"
+    return (
+        f"{num_kept} of {num_trials} trials have kept their probabilities: an earlier version of tlray kept none, and "
+        "very large splits keep none"
+    )
+
+
+def _mean(
+    run_uri: str, recorded: Mapping[str, Recorded], weights: Mapping[str, float], split: PredictedSplit
+) -> Predicted | None:
+    """The ensemble's own log-probabilities on a split; None where a member has not kept them."""
+    parts = [load_probabilities(run_uri, recorded[trial_id], split) for trial_id in weights]
+    kept = [part for part in parts if part is not None]
+    if len(kept) < len(parts):
+        return None
+    return Predicted(kept[0].labels, mean_log_probabilities([part.logs for part in kept], list(weights.values())))
+
+
+def _row(
+    results: Sequence[TrialResult],
+    weights: Mapping[str, float],
+    num_candidates: int,
+    splits: tuple[Predicted, Predicted],
+    gains: tuple[float | None, ...],
+) -> EnsembleRow:
+    val, test = (scores_of(split) for split in splits)
+    params = [result.num_params for result in results if result.num_params is not None]
+    names = ("gain", "gain_low", "gain_high", "gain_over_best", "gain_over_best_low", "gain_over_best_high")
+    members = [
+        EnsembleMember(
+            trial_id=result.trial_id,
+            backbone=result.backbone,
+            strategy=result.strategy,
+            weight=weights[result.trial_id],
+        )
+        for result in results
+    ]
+    return EnsembleRow(
+        members=tuple(sorted(members, key=lambda member: (-member.weight, member.trial_id))),
+        num_candidates=num_candidates,
+        **{f"val_{name}": score for name, score in vars(val).items()},
+        **{f"test_{name}": score for name, score in vars(test).items()},
+        **dict(zip(names, gains, strict=True)),
+        num_params=sum(params) if len(params) == len(results) else None,
+        seconds=sum(result.seconds for result in results),
+        calibration=calibrate(splits[0].logs, splits[0].labels, splits[1].logs, splits[1].labels),
+    )

@@ -10,14 +10,16 @@ import json
 import sys
 
 import numpy as np
+import torch
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
+from torchvision.transforms import Normalize
 
-from benchmarks.quality_parts.backbones import evaluation_transform, load_body, read_job
-from benchmarks.quality_parts.batches import Images, outputs
+from benchmarks.quality_parts.backbones import crop, load_body, read_job
+from benchmarks.quality_parts.batches import Images, outputs_of
 
 STRENGTHS = np.logspace(-4, 2, 7)
 NUM_FOLDS = 5
@@ -26,13 +28,13 @@ MOST_ITERATIONS = 1000
 
 def main(path: str) -> None:
     job = read_job(path)
+    labelled, test = (Images(job["images"], splits, crop()) for splits in (("train", "val"), ("test",)))
+    decoded = [torch.stack([pixels for pixels, _ in images]) for images in (labelled, test)]
     candidates, probabilities = [], []
     for name in job["backbones"]:
         body, facts = load_body(name, job["weights"])
-        model = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        labelled, test = (
-            Images(job["images"], splits, evaluation_transform(facts)) for splits in (("train", "val"), ("test",))
-        )
+        model = nn.Sequential(Normalize(facts.mean, facts.std), body, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        features, test_features = (outputs_of(model, pixels) for pixels in decoded)
         head = LogisticRegressionCV(
             Cs=STRENGTHS,
             l1_ratios=(0.0,),
@@ -41,8 +43,8 @@ def main(path: str) -> None:
             max_iter=MOST_ITERATIONS,
             use_legacy_attributes=False,
         )
-        fitted = make_pipeline(StandardScaler(), head).fit(outputs(model, labelled), labelled.labels)
-        found = fitted.predict_proba(outputs(model, test))
+        fitted = make_pipeline(StandardScaler(), head).fit(features, labelled.labels)
+        found = fitted.predict_proba(test_features)
         score = float(head.scores_.mean(axis=0).max())
         probabilities.append(found)
         candidates.append({"backbone": name, "C": float(head.C_), "score": score, "test": accuracy(found, test.labels)})

@@ -70,16 +70,14 @@ def classifier(body: nn.Module, facts: Facts, num_classes: int) -> nn.Module:
     return nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(DROPOUT), head)
 
 
+def crop() -> transforms.Compose:
+    """image -> (3, H, W) float32 in 0..1, the same for every backbone."""
+    return transforms.Compose([transforms.Resize(RESIZE), transforms.CenterCrop(INPUT_SIZE), transforms.ToTensor()])
+
+
 def evaluation_transform(facts: Facts) -> transforms.Compose:
     """Resize, centre crop, normalise."""
-    return transforms.Compose(
-        [
-            transforms.Resize(RESIZE),
-            transforms.CenterCrop(INPUT_SIZE),
-            transforms.ToTensor(),
-            transforms.Normalize(facts.mean, facts.std),
-        ]
-    )
+    return transforms.Compose([crop(), transforms.Normalize(facts.mean, facts.std)])
 
 
 def read_job(path: str) -> dict:

@@ -42,6 +42,13 @@ def outputs(model: nn.Module, images: Images) -> np.ndarray:
     return torch.cat([model(batch) for batch, _ in DataLoader(images, EVALUATION_BATCH)]).numpy()
 
 
+@torch.inference_mode()
+def outputs_of(model: nn.Module, pixels: torch.Tensor) -> np.ndarray:
+    """The same of images (N, 3, H, W) float32 that are decoded already."""
+    model.eval()
+    return torch.cat([model(batch) for batch in pixels.split(EVALUATION_BATCH)]).numpy()
+
+
 def score(logits: np.ndarray, labels: list[int]) -> tuple[float, float]:
     """(accuracy, minus the cross-entropy in nats): the larger the better, the second where the first ties."""
     log_probabilities = torch.tensor(logits).log_softmax(1)

@@ -67,27 +67,32 @@ def champion_cell(run: str, images: Path, key: Key) -> Cell:
         }
         for row in leaderboard.rows
     ]
-    files, labels, _ = listing(images, "test")
-    answers = predictions(run, champion.trial_id)
     return Cell(
         key=key,
         chosen=f"{champion.backbone} {champion.strategy} lr={champion.params['lr']:g}",
-        predictions=tuple(answers[str(file)] for file in files),
-        labels=tuple(labels),
+        predictions=in_order(run, predictions(run, champion.trial_id), images),
+        labels=tuple(listing(images, "test")[1]),
         candidates=tuple(candidates),
     )
 
 
-def predictions(run: str, trial_id: str) -> dict[str, int]:
-    """Class by location of each test image; classes are numbered in the order of their names, as in sets.listing."""
-    from tlray.runs.manifest import load_manifest
+def predictions(run: str, trial_id: str) -> list[int]:
+    """Class of each image of the run's test split; classes are numbered by name, as in sets.listing."""
     from tlray.runs.predictions import read_predictions
     from tlray.runs.trials import read_recorded
 
     recorded = read_recorded(run, trial_id)
     assert recorded is not None
-    answers = read_predictions(run, recorded, "test", ["predicted"])["predicted"].to_pylist()
-    return {image.uri: answer for image, answer in zip(load_manifest(run).split("test"), answers, strict=True)}
+    answers: list[int] = read_predictions(run, recorded, "test", ["predicted"])["predicted"].to_pylist()
+    return answers
+
+
+def in_order(run: str, answers: list[int], images: Path) -> tuple[int, ...]:
+    """Answers about the run's test split, in the order of sets.listing."""
+    from tlray.runs.manifest import load_manifest
+
+    by_uri = {image.uri: answer for image, answer in zip(load_manifest(run).split("test"), answers, strict=True)}
+    return tuple(by_uri[str(file)] for file in listing(images, "test")[0])
 
 
 def code() -> str:

@@ -17,7 +17,7 @@ import yaml
 
 from benchmarks.process_tree import run_measured
 from benchmarks.quality_parts.cells import Cell, Key
-from benchmarks.quality_parts.compare import OURS
+from benchmarks.quality_parts.compare import ENSEMBLE, OURS
 from benchmarks.quality_parts.sets import listing
 from benchmarks.quality_parts.weights import backbone_entries
 
@@ -34,7 +34,7 @@ def config(images: Path, shared: Path, place: Path, seed: int) -> dict[str, Any]
 
 
 def sweep_cells(place: Path, images: Path, shared: Path, key: Callable[[str], Key]) -> list[Cell]:
-    """The run's cells: so far the champion's. `key`: a rival's name -> its key."""
+    """The run's cells: the champion's and the ensemble's. `key`: a rival's name -> its key."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     path = place / "config.yaml"
@@ -43,8 +43,10 @@ def sweep_cells(place: Path, images: Path, shared: Path, key: Callable[[str], Ke
     (done,) = (place / "run").glob("*/DONE")
     for name in ("cache", "activations", "images"):
         shutil.rmtree(place / name, ignore_errors=True)
-    cell = champion_cell(str(done.parent), images, key(OURS))
-    return [replace(cell, cpu_seconds=usage.cpu_seconds, wall_seconds=usage.wall_seconds, commit=commit())]
+    champion = champion_cell(str(done.parent), images, key(OURS))
+    cells = [champion, ensemble_cell(str(done.parent), images, key(ENSEMBLE), champion)]
+    more = {"cpu_seconds": usage.cpu_seconds, "wall_seconds": usage.wall_seconds, "commit": commit()}
+    return [replace(cell, **more) for cell in cells]
 
 
 def champion_cell(run: str, images: Path, key: Key) -> Cell:
@@ -67,13 +69,46 @@ def champion_cell(run: str, images: Path, key: Key) -> Cell:
         }
         for row in leaderboard.rows
     ]
-    return Cell(
+    cell = Cell(
         key=key,
         chosen=f"{champion.backbone} {champion.strategy} lr={champion.params['lr']:g}",
         predictions=in_order(run, predictions(run, champion.trial_id), images),
         labels=tuple(listing(images, "test")[1]),
         candidates=tuple(candidates),
     )
+    _check(cell, champion.test_accuracy)
+    return cell
+
+
+def ensemble_cell(run: str, images: Path, key: Key, champion: Cell) -> Cell:
+    """The leaderboard's ensemble; the champion alone where the run has none, which is then what it offers."""
+    from tlray.runs.board import load_leaderboard
+    from tlray.runs.predictions import load_probabilities
+    from tlray.runs.selection import mean_log_probabilities
+    from tlray.runs.trials import load_recorded
+
+    leaderboard = load_leaderboard(run)
+    ensemble = leaderboard.ensemble
+    if ensemble is None:
+        return replace(champion, key=key, chosen=f"the champion alone: {leaderboard.no_ensemble_reason}")
+    recorded = load_recorded(run)
+    parts = [load_probabilities(run, recorded[member.trial_id], "test") for member in ensemble.members]
+    logs = mean_log_probabilities([part.logs for part in parts], [member.weight for member in ensemble.members])
+    cell = Cell(
+        key=key,
+        chosen=", ".join(f"{member.weight:.2f} {member.backbone} {member.strategy}" for member in ensemble.members),
+        predictions=in_order(run, logs.argmax(axis=1).tolist(), images),
+        labels=champion.labels,
+        candidates=champion.candidates,
+    )
+    _check(cell, ensemble.test_accuracy)
+    return cell
+
+
+def _check(cell: Cell, accuracy: float | None) -> None:
+    """What is made of single answers is what the run says."""
+    assert accuracy is not None
+    assert abs(cell.accuracy - 100 * accuracy) < 1e-6, f"{cell.key.name}: {cell.accuracy} is not {100 * accuracy}"
 
 
 def predictions(run: str, trial_id: str) -> list[int]:

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.quality_parts.cells import Cell, Cells, Key, macro_f1
 from benchmarks.quality_parts.compare import cost_over_dearest, paired_gain, summary
 from benchmarks.quality_parts.sets import SETS, draw
-from benchmarks.quality_parts.sweep import champion_cell
+from benchmarks.quality_parts.sweep import champion_cell, ensemble_cell
 from benchmarks.quality_parts.table import END, START, replace_table, table
 from tests.made_up_run import make_run
 from tlray.runs.board import write_leaderboard
@@ -140,3 +140,5 @@ def test_the_cell_of_a_run_has_the_answers_of_its_champion(tmp_path: Path, monke
     assert cell.chosen.startswith(champion.backbone)
     assert cell.accuracy == pytest.approx(100 * champion.test_accuracy)
     assert len(cell.candidates) == 13
+    alone = ensemble_cell(str(tmp_path), tmp_path, Key("tlray_ensemble", "dogcat", 0, "x.1"), cell)
+    assert (alone.predictions, alone.key.rival) == (cell.predictions, "tlray_ensemble")

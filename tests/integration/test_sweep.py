@@ -14,6 +14,7 @@ from rich.console import Console
 
 from tlray import storage
 from tlray.config import RunConfig
+from tlray.runs.board import load_leaderboard
 from tlray.runs.prepare import load_run, new_run_uri
 from tlray.runs.results import TrialResult
 from tlray.runs.trials import load_results
@@ -36,7 +37,12 @@ def sweep(config: RunConfig) -> tuple[str, dict[str, TrialResult]]:
 
 
 def test_a_run_leaves_every_file_of_the_run_folder_and_a_row_for_each_trial(make_config: MakeConfig) -> None:
-    run_uri, results = sweep(make_config(strategies=["linear_probe", "full"], export={"top_k": 1}))
+    """With the winner's second training as a task of its own."""
+    run_uri, results = sweep(make_config(strategies=["linear_probe", "full"], export={"top_k": 1, "refit": True}))
+    board = load_leaderboard(run_uri)
+    assert board.refit is not None
+    assert board.champion is not None
+    assert board.refit.trial_id == board.champion.trial_id
     names = {path.relative_to(run_uri).parts[0] for path in Path(run_uri).rglob("*")}
     assert names >= {"config.yaml", "manifest.parquet", "plan.json", "results.jsonl", "leaderboard.json", "DONE"}
     assert names >= {"bad_images.jsonl", "exports", "report.html", "trials"}

@@ -186,6 +186,7 @@ def test_the_tighter_of_hours_and_cost_is_the_limit() -> None:
     ("fields", "words"),
     [
         ({"budget": {"cost": 3}}, "budget.cost needs prices"),
+        ({"budget": {"hours": 3}, "export": {"refit": True}}, "export.refit trains after the sweep"),
         ({"budget": {"hours": 0}}, "greater than 0"),
         ({"budget": {"trials": 0}}, "greater than or equal to 1"),
         ({"prices": {"per_hour": {}}}, "at least 1"),

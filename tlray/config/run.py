@@ -51,6 +51,9 @@ class ExportConfig(Section):
     """What a run leaves to be used; the leaderboard shows the ensemble in any case."""
 
     top_k: Whole = Field(1, ge=0, le=MOST_ENTRIES, description="how many of the best trials")
+    refit: Flag = Field(
+        False, description="train the winner once more, on the training and validation images, and export that"
+    )
     ensemble: Flag = Field(
         False, description="also the ensemble, as one bundle: an image costs as many forwards as it has members"
     )
@@ -97,6 +100,14 @@ class RunConfig(Section):
     def a_cost_needs_prices(self) -> "RunConfig":
         if self.budget.cost is not None and (self.prices is None or self.prices.cost_of(3600) == 0):
             raise ValueError("budget.cost needs prices.per_hour, what an instance costs an hour")
+        return self
+
+    @model_validator(mode="after")
+    def a_refit_has_no_part_in_a_budget(self) -> "RunConfig":
+        if self.export.refit and (self.budget.hours is not None or self.budget.cost is not None):
+            raise ValueError(
+                "export.refit trains after the sweep, where budget.hours and budget.cost leave no time: remove one"
+            )
         return self
 
     @property

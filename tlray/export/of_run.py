@@ -20,8 +20,9 @@ from tlray.errors import DataError
 from tlray.export.files import BundleConfig, read_bundle_config
 from tlray.runs.board import LEADERBOARD, load_leaderboard
 from tlray.runs.bundle_sums import CHECKSUMS, FILES, METRICS, check_whole, read_checksums, read_verified
+from tlray.runs.refit import exported_checkpoint
 from tlray.runs.results import LeaderboardRow
-from tlray.runs.trials import checkpoint_of, read_recorded
+from tlray.runs.trials import read_recorded
 
 FOLDER, ENSEMBLE = "exports", "ensemble"
 NEW = ".new-"  # a bundle on its way to the place of another
@@ -152,9 +153,8 @@ def _is_checkpoint(config: BundleConfig, sha256: str | None) -> bool:
 
 def _recorded_checkpoint(run_uri: str, trial_id: str) -> str | None:
     """The hash that the trial has written down; None where its folder is gone, and the trial's id has to do."""
-    if read_recorded(run_uri, trial_id) is None:
-        return None
-    return checkpoint_of(run_uri, trial_id)[1]
+    recorded = read_recorded(run_uri, trial_id)
+    return exported_checkpoint(run_uri, recorded.result)[1] if recorded is not None else None
 
 
 def _write(folder: Path, checksums: str, destination: str) -> None:

@@ -133,6 +133,8 @@ def _read_calibrations(run_uri: str, leaderboard: Leaderboard) -> dict[str, Cali
     calibration = trial_calibration(run_uri, recorded) if recorded is not None else None
     if champion is not None and calibration is not None:
         found[champion.trial_id] = calibration
+    if leaderboard.refit is not None and leaderboard.refit.calibration is not None:
+        found[leaderboard.refit.title] = leaderboard.refit.calibration
     if ensemble is not None:
         found[ensemble.title] = ensemble.calibration
     return found

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tlray.report.words import count, duration, interval, percent, points, varying_params
-from tlray.runs.combined_rows import EnsembleRow
+from tlray.runs.combined_rows import EnsembleRow, RefitRow
 from tlray.runs.results import Evaluation, Leaderboard, LeaderboardRow
 
 LARGEST_CONFUSION = 10  # classes up to which an evaluation shows its confusion matrix
@@ -26,9 +26,13 @@ def leaderboard_table(leaderboard: Leaderboard) -> Table:
     for row in leaderboard.rows:
         is_champion = champion is not None and row.trial_id == champion.trial_id
         table.add_row(*_leaderboard_cells(row, varying), style="bold" if is_champion else None)
+    notes = []
+    if leaderboard.refit is not None:
+        table.add_row(*_combined_cells("=", leaderboard.refit, None))
+        notes.append(_refit_note(leaderboard.refit))
     if leaderboard.ensemble is not None:
-        table.add_row(*_ensemble_cells(leaderboard.ensemble))
-    notes = _ensemble_notes(leaderboard.ensemble)
+        table.add_row(*_combined_cells("+", leaderboard.ensemble, leaderboard.ensemble.val_accuracy))
+        notes.append(_ensemble_note(leaderboard.ensemble))
     notes += [f"{row.trial_id} failed: {row.error}" for row in leaderboard.rows if row.status == "failed"]
     if leaderboard.no_gain_reason:
         notes.append(f"no gains: {leaderboard.no_gain_reason}")
@@ -58,22 +62,30 @@ def _leaderboard_cells(row: LeaderboardRow, varying: Sequence[str]) -> list[str]
     return [escape(cell) for cell in cells]
 
 
-def _ensemble_cells(row: EnsembleRow) -> list[str]:
+def _combined_cells(mark: str, row: EnsembleRow | RefitRow, val_accuracy: float | None) -> list[str]:
     gain = f"{points(row.gain)} {interval(row.gain_low, row.gain_high)}" if row.gain is not None else ""
-    scores = [percent(row.val_accuracy), percent(row.test_accuracy)]
-    return [escape(cell) for cell in ["+", row.title, "", *scores, gain, "", duration(row.seconds)]]
+    scores = [percent(val_accuracy), percent(row.test_accuracy)]
+    return [escape(cell) for cell in [mark, row.title, "", *scores, gain, "", duration(row.seconds)]]
 
 
-def _ensemble_notes(row: EnsembleRow | None) -> list[str]:
+def _refit_note(row: RefitRow) -> str:
+    return (
+        f"= trained again for {row.epochs} epochs on the training and validation images, chosen by the trial's "
+        f"validation score: {_over_best(row)} points of test accuracy over the trial"
+    )
+
+
+def _over_best(row: EnsembleRow | RefitRow) -> str:
+    return f"{points(row.gain_over_best)} {interval(row.gain_over_best_low, row.gain_over_best_high)}"
+
+
+def _ensemble_note(row: EnsembleRow) -> str:
     """What it is made of, what it costs, and what it gains over one model."""
-    if row is None:
-        return []
     members = ", ".join(f"{member.weight:.2f} {member.trial_id}" for member in row.members)
-    over_best = f"{points(row.gain_over_best)} {interval(row.gain_over_best_low, row.gain_over_best_high)}"
-    return [
-        f"+ mean of the probabilities of {members}: {over_best} points of test accuracy over the best trial, for "
+    return (
+        f"+ mean of the probabilities of {members}: {_over_best(row)} points of test accuracy over the best trial, for "
         f"{len(row.members)} forwards an image and {count(row.num_params)} parameters; export.ensemble=true exports it"
-    ]
+    )
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:

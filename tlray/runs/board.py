@@ -12,6 +12,7 @@ from tlray import storage
 from tlray.runs.ensemble import make_ensemble
 from tlray.runs.notes import leave_note
 from tlray.runs.predictions import load_correctness
+from tlray.runs.refit import make_refit
 from tlray.runs.results import Leaderboard, TrialResult, build_leaderboard
 from tlray.runs.trials import Recorded, for_each, load_recorded
 from tlray.storage.sealed import read_document, sealed, unsealed, write_document
@@ -63,7 +64,12 @@ def _leaderboard(run_uri: str, recorded: dict[str, Recorded], seed: int) -> Lead
     correctness = for_each(scored, lambda trial_id: load_correctness(run_uri, recorded[trial_id]))
     leaderboard = build_leaderboard([one.result for one in recorded.values()], correctness, seed)
     ensemble, reason = make_ensemble(run_uri, recorded, seed=seed)
-    return leaderboard.model_copy(update={"ensemble": ensemble, "no_ensemble_reason": reason})
+    champion, baseline = leaderboard.champion, leaderboard.baseline
+    refit = None
+    if champion is not None:
+        reference = recorded[baseline.trial_id] if baseline is not None else None
+        refit = make_refit(run_uri, recorded[champion.trial_id], reference, seed=seed)
+    return leaderboard.model_copy(update={"ensemble": ensemble, "no_ensemble_reason": reason, "refit": refit})
 
 
 def _line(result: TrialResult) -> str:

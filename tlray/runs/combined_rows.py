@@ -16,6 +16,34 @@ class Calibration(BaseModel):
     loss_after: float
 
 
+class RefitRow(BaseModel):
+    """The winner trained once more on the training and validation images, for the epochs that the choice found.
+
+    It has no validation scores, as it has seen those images: it is chosen by the winner's.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    trial_id: str  # the winner's
+    epochs: int
+    images_seen: int  # every epoch counted
+    test_accuracy: float
+    test_top5_accuracy: float | None
+    test_macro_f1: float | None
+    gain: float | None  # as an ensemble's
+    gain_low: float | None
+    gain_high: float | None
+    gain_over_best: float  # over the winner as it was chosen
+    gain_over_best_low: float
+    gain_over_best_high: float
+    seconds: float
+    calibration: Calibration | None  # with the winner's temperature
+
+    @property
+    def title(self) -> str:
+        return f"refit of {self.trial_id}"
+
+
 class EnsembleMember(BaseModel):
     """One of the models whose probabilities are averaged."""
 

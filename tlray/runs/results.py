@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tlray.errors import TlrayError
-from tlray.runs.combined_rows import EnsembleRow
+from tlray.runs.combined_rows import EnsembleRow, RefitRow
 
 Score = Annotated[float, Field(ge=0, le=1)] | None
 # A diverged trial may have an infinite validation loss, which JSON cannot hold: None then.
@@ -93,6 +93,7 @@ class Leaderboard(BaseModel):
     warnings: tuple[str, ...] = ()  # of the images, as in the manifest: what makes scores flatter
     ensemble: EnsembleRow | None = None  # of several trials; not among the rows, as an image costs it more
     no_ensemble_reason: str | None = None
+    refit: RefitRow | None = None  # of the champion, with export.refit
 
     @property
     def champion(self) -> LeaderboardRow | None:

@@ -16,6 +16,7 @@ from tlray.errors import DamagedError
 from tlray.runs.board import write_results
 from tlray.runs.notes import leave_note
 from tlray.runs.prepare import Run, check_derived
+from tlray.runs.refit import TRAINED, refit_uri
 from tlray.runs.results import ranked
 from tlray.runs.trials import (
     RESULT,
@@ -25,6 +26,7 @@ from tlray.runs.trials import (
     for_each,
     read_recorded,
     trial_uri,
+    trials_with,
     unmark_stopped,
 )
 from tlray.storage.sealed import is_whole
@@ -47,7 +49,28 @@ def mend(run: Run) -> None:
         return (not is_wanted or _has_checkpoint(run_uri, recorded)) and _has_progress(run_uri, recorded)
 
     mended = for_each(list(rows), is_mended)
+    for trial_id in trials_with(refit_uri(run_uri), TRAINED):
+        _mend_refit(run_uri, trial_id)
     write_results(run_uri, {trial_id: row for trial_id, row in rows.items() if mended[trial_id]})
+
+
+def _mend_refit(run_uri: str, trial_id: str) -> None:
+    """What is not whole of a refit goes; it is scored again, or trained again from its last whole checkpoint."""
+    home = refit_uri(run_uri)
+    try:
+        load_progress(trial_uri(home, trial_id))
+    except DamagedError:
+        storage.delete(trial_uri(home, trial_id, PROGRESS))
+        leave_note(run_uri, f"refit/trials/{trial_id}: {PROGRESS} is damaged; the refit starts again")
+    try:
+        recorded = read_recorded(home, trial_id)
+        files = recorded.files if recorded is not None else {}
+        if all(is_whole(trial_uri(home, trial_id, name), sha) for name, sha in files.items()):
+            return
+    except DamagedError:
+        pass
+    delete_trial_result(home, trial_id)
+    leave_note(run_uri, f"refit/trials/{trial_id}: a file is damaged or missing; the refit is scored again")
 
 
 def _whole_row(run_uri: str, trial_id: str) -> Recorded | None:

@@ -7,7 +7,7 @@ The result is a function of the trial, the images and the seed; the trial's fold
 
 import gc
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -47,6 +47,8 @@ from tlray.training.record import Progress, recorded_fields
 from tlray.training.repeat import as_it_trains, begin_again
 from tlray.training.worker import Worker
 
+SEEN = "trained on the validation images too, so its validation scores are of images that it has seen"
+
 
 def _recompute(backbone: Backbone, num_frozen: int, trial: TrialConfig, worker: Worker) -> Streams | None:
     return None
@@ -65,6 +67,7 @@ class TrialImages:
     content_ids: Mapping[PredictedSplit, tuple[str, ...]]  # of the images of a split, in its order
     open_activations: Callable[[Backbone, int, TrialConfig, Worker], Streams | None] = _recompute
     charged_images: Mapping[str, int] = field(default_factory=dict)  # by the activation pass, for a trial's sake
+    chooses_epoch: bool = True  # False: val is part of train, and the last epoch is the result
 
 
 def manifest_images(manifest: Manifest, data: DataConfig) -> TrialImages:
@@ -195,6 +198,8 @@ def _conclude(trial: TrialConfig, run_uri: str, backbone: Backbone, worker: Work
     trial, note = as_it_trains(trial, folder.uri)
     recipe = with_precision(trial.recipe, worker.device)
     progress = folder.load_progress()
+    if not images.chooses_epoch:
+        progress, note = replace(progress, best_epoch=progress.epoch), note or SEEN
     best = checkpoint_name(progress.best_epoch)
     _load(backbone, trial, folder.checkpoint_uri(progress.best_epoch), progress.files.get(best, ""))
     alone = Worker(device=worker.device)

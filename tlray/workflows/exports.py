@@ -6,6 +6,7 @@ bundles = export_best(run, leaderboard, top_k=1)
 import re
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,10 +28,12 @@ from tlray.runs.champion import history
 from tlray.runs.combined_rows import EnsembleMember, EnsembleRow
 from tlray.runs.notes import leave_note
 from tlray.runs.prepare import Run
+from tlray.runs.refit import exported_checkpoint, read_refit, refit_config, refit_uri
 from tlray.runs.results import Leaderboard, LeaderboardRow
 from tlray.runs.trials import checkpoint_of, read_recorded
 from tlray.training.trial import load_trained
 
+KEPT_OF_CHOICE = ("trial_id", "epochs", "images_seen", "seconds")  # of a refit's row, where the trial has its own
 NUM_SAMPLES = 8  # test images on which the formats of an export are compared
 
 
@@ -42,7 +45,7 @@ def export_best(run: Run, leaderboard: Leaderboard, top_k: int) -> tuple[str, ..
     """
     best = [row for row in leaderboard.rows if row.rank and not row.is_baseline][:top_k]
     promoted = {one.export: one.checkpoint_sha256 for one in history(run.uri.rpartition("/")[0])}
-    exports = [_export(run, row, promoted) for row in best]
+    exports = [_export(run, row, leaderboard, promoted) for row in best]
     if run.config.export.ensemble and leaderboard.ensemble is not None:
         ensemble = _export_ensemble(run, leaderboard.ensemble, promoted)
         exports += [ensemble] if ensemble is not None else []
@@ -50,19 +53,21 @@ def export_best(run: Run, leaderboard: Leaderboard, top_k: int) -> tuple[str, ..
     return tuple(exports)
 
 
-def _export(run: Run, row: LeaderboardRow, promoted: Mapping[str, str | None]) -> str:
-    """`promoted`: bundle -> checkpoint of every champion; such a bundle is not replaced by another model's."""
-    _, checkpoint = checkpoint_of(run.uri, row.trial_id)
+def _export(run: Run, row: LeaderboardRow, leaderboard: Leaderboard, promoted: Mapping[str, str | None]) -> str:
+    """The row's trial, as its refit where it has one.
+
+    `promoted`: bundle -> checkpoint of every champion; such a bundle is not replaced by another model's.
+    """
+    _, checkpoint = exported_checkpoint(run.uri, row)
     name = re.sub(r"[^A-Za-z0-9_.]+", "-", row.backbone.rpartition("/")[2])
     destination = _place(run, f"{row.rank}-{name}", checkpoint, promoted)
-    recorded = read_recorded(run.uri, row.trial_id)
-    calibration = trial_calibration(run.uri, recorded) if recorded is not None else None
-    metrics = row.model_dump(mode="json")
-    metrics |= {"calibration": calibration.model_dump(mode="json") if calibration is not None else None}
+    metrics, temperature = _metrics(run, row, leaderboard)
     if is_current(destination, metrics, checkpoint, run.manifest.classes):
         return destination
-    trial = _trial(run, row.trial_id)
-    backbone = load_trained(trial, run.uri, len(run.manifest.classes))
+    trial, home = _trial(run, row.trial_id), run.uri
+    if read_refit(run.uri, row) is not None:
+        trial, home = refit_config(trial, row), refit_uri(run.uri)
+    backbone = load_trained(trial, home, len(run.manifest.classes))
     facts = _facts(run, metrics)
     return export_bundle(
         model=backbone.model,
@@ -70,15 +75,33 @@ def _export(run: Run, row: LeaderboardRow, promoted: Mapping[str, str | None]) -
         classes=run.manifest.classes,
         preprocessing=backbone.preprocessing,
         strategy=row.strategy,
-        params=row.params,
+        params=trial.recipe.model_dump() if home != run.uri else row.params,
         metrics=facts.metrics,
         data_summary=facts.data_summary,
         warnings=facts.warnings,
         samples=_samples(run, backbone.preprocessing),
         destination=destination,
         checkpoint_sha256=checkpoint,
-        temperature=calibration.temperature if calibration is not None else 1.0,
+        temperature=temperature,
     )
+
+
+def _metrics(run: Run, row: LeaderboardRow, leaderboard: Leaderboard) -> tuple[dict[str, Any], float]:
+    """What a bundle says of its model, and the temperature of its logits.
+
+    A refit has the test scores of its own, and the validation scores of the trial that was chosen.
+    """
+    metrics = row.model_dump(mode="json")
+    recorded = read_recorded(run.uri, row.trial_id)
+    assert recorded is not None, "a row of the leaderboard is a trial's"
+    refit = leaderboard.refit if leaderboard.refit is not None and leaderboard.refit.trial_id == row.trial_id else None
+    calibration = trial_calibration(run.uri, recorded) if refit is None else refit.calibration
+    if refit is not None:
+        of_refit = refit.model_dump(mode="json", exclude={"calibration"})
+        metrics |= {key: value for key, value in of_refit.items() if key in metrics and key not in KEPT_OF_CHOICE}
+        metrics["refit"] = of_refit
+    metrics["calibration"] = calibration.model_dump(mode="json") if calibration is not None else None
+    return metrics, calibration.temperature if calibration is not None else 1.0
 
 
 def _export_ensemble(run: Run, row: EnsembleRow, promoted: Mapping[str, str | None]) -> str | None:

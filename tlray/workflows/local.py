@@ -12,7 +12,9 @@ from tlray.planning.planner import plan_run
 from tlray.runs.board import append_result
 from tlray.runs.lease import hold_run
 from tlray.runs.prepare import Run, prepare_run
+from tlray.runs.refit import wanted_refit
 from tlray.training.epoch import EpochMetrics
+from tlray.training.refit import refit_trial
 from tlray.training.run_images import run_images
 from tlray.training.trial import run_trial
 from tlray.training.worker import local_worker
@@ -43,6 +45,9 @@ def _train(run: Run, trial_id: str, console: Console) -> Outcome:
             result = run_trial(trial, run.uri, worker, images, _Printer(trial.trial_id, console))
             assert result is not None, "a single worker leads"
             append_result(run.uri, result)
+    winner = wanted_refit(run.uri, run.config)
+    if winner is not None:
+        refit_trial(run, winner, worker, _Printer(f"refit of {winner}", console))
     return conclude(run, console)
 
 

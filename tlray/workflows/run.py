@@ -26,6 +26,7 @@ from tlray.distributed.predict_pass import predict_on_cluster
 from tlray.distributed.prepare_pass import prepare_on_cluster
 from tlray.distributed.ranking import rank_on_cluster
 from tlray.distributed.ready import make_ready
+from tlray.distributed.refit import refit_on_cluster
 from tlray.distributed.sweep import run_sweep
 from tlray.errors import BackboneError, TlrayError, TrialError, UnreachableError
 from tlray.inference.output import PredictionSummary
@@ -181,6 +182,7 @@ def _sweep_and_conclude(run: Run, console: Console, began: float) -> Outcome:
     storage.be_patient()
     with SweepProgress(run.trials, finished, console) as progress:
         run_sweep(run, progress, began)
+    refit_on_cluster(run, lambda line: console.print(line, highlight=False, markup=False))
     elsewhere = conclude_on_cluster(run.config, _conclude_in_words, run.uri, console.width, console.is_terminal)
     if elsewhere is None:
         from tlray.workflows.conclude import conclude  # torch, matplotlib and onnx: not before the sweep is over

@@ -51,6 +51,7 @@ def signal_driver(number: int) -> Callable[[Round], None]:
         snapshot, event = round.random_event()
         round.begin(snapshot)
         program = round.launch(forked=False)
+        round.wait_for_handlers(program)
         round.wait_for(program, event)
         program.process.send_signal(number)
         name = signal.Signals(number).name

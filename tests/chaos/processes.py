@@ -75,6 +75,15 @@ def start(
         )
 
 
+def catches(program: Program, number: int) -> bool:
+    """Whether the command has a handler for the signal. Before its first instruction it has none for SIGTERM."""
+    with contextlib.suppress(OSError, StopIteration):
+        status = Path(f"/proc/{program.process.pid}/status").read_text().splitlines()
+        caught = next(line for line in status if line.startswith("SigCgt:"))
+        return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+    return False
+
+
 def end_of(program: Program, progress: "ProgressOf") -> int | None:
     """Its exit code; None for one that hangs, which is killed."""
     began = moved = time.monotonic()

@@ -4,6 +4,7 @@ A kind of round (kinds.py) begins with `begin` and `launch`, disturbs, and ends 
 """
 
 import random
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +14,7 @@ from typing import Any
 from tests.chaos.compare import Differences
 from tests.chaos.draw import Choice, pick
 from tests.chaos.places import Place
-from tests.chaos.processes import Program, ProgressOf, end_of, kill, left_after
+from tests.chaos.processes import Program, ProgressOf, catches, end_of, kill, left_after
 from tests.chaos.reference import Events, Reference, Snapshot, clear
 from tests.chaos.setting import Setting
 from tests.chaos.state import State, broken_words, epochs_again, error_line, last_line, phase_of, read_state
@@ -125,6 +126,12 @@ class Round:
             time.sleep(0.02)
         time.sleep(self.pick([0.0, self.rng.uniform(0, 0.1), self.rng.uniform(0, 3.0)]))
         self.note_phase(program)
+
+    def wait_for_handlers(self, program: Program) -> None:
+        """Until the command's own instructions run; a signal before that is the interpreter's."""
+        deadline = time.monotonic() + self.setting.limit
+        while not catches(program, signal.SIGTERM) and program.is_running and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def note_phase(self, program: Program) -> None:
         self.verdict.phase = phase_of(program.text(), self.place.versions())

@@ -9,29 +9,25 @@ take MEMORY beyond what it starts with, and tests/fuzzing.py's SECONDS for a fil
 exits with 1 where anything failed.
 """
 
-import argparse
+import functools
 import io
-import json
 import os
 import random
 import sys
-import time
 import warnings
-from collections import Counter
-from pathlib import Path
 
 from PIL import Image
 
-from tests.fuzzing import change, limit_memory, outcomes
+from tests.fuzzing import Fuzz, change, limit_memory, run
 from tests.hostile_images import every_case, picture
 from tlray.data.decode import MAX_PIXELS, BadImageError, check, decode
 
 MEMORY = 32 * MAX_PIXELS  # bytes: what the largest image allowed takes in the worst of its formats, 2.7 GiB
 AT_LEAST = (100, 100)
 GOOD = ("image", "bad image")  # outcomes; the others are failures
-ENOUGH = 20  # failures, after which nothing new is learnt
 
 
+@functools.cache
 def originals() -> list[bytes]:
     """What is damaged; the large ones are those that `at_least` reduces."""
     large = Image.fromarray(picture(1000, 1100))
@@ -83,35 +79,9 @@ def child(seed: int, first: int, stop: int) -> None:
         os.write(sys.stdout.fileno(), (outcome(damaged(files, seed, number)) + "\n").encode(errors="replace"))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Decode randomly damaged image files")
-    parser.add_argument("--count", type=int, default=1000, help="how many files")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--first", type=int, default=0, help="number of the first file")
-    parser.add_argument("--keep", type=Path, help="folder to write files to that fail; with --count 1, the file")
-    parser.add_argument("--child", type=int, nargs=3, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child:
-        child(*arguments.child)
-        return 0
-
-    files = originals()
-    seen: Counter[str] = Counter()
-    started = time.monotonic()
-    stop = arguments.first + arguments.count
-    for number, result in outcomes("scripts.fuzz_decode", arguments.seed, arguments.first, stop):
-        seen[result if result in GOOD else "failed"] += 1
-        if result not in GOOD:
-            print(f"file {number} of seed {arguments.seed}: {result}", flush=True)
-        if arguments.keep and (result not in GOOD or arguments.count == 1):
-            arguments.keep.mkdir(parents=True, exist_ok=True)
-            (arguments.keep / f"{arguments.seed}-{number}").write_bytes(damaged(files, arguments.seed, number))
-        if seen["failed"] == ENOUGH:
-            print(f"stopped after {ENOUGH} failures")
-            break
-    print(json.dumps({**seen, "count": seen.total(), "seconds": round(time.monotonic() - started, 1)}))
-    return 1 if seen["failed"] else 0
+def file_of(seed: int, number: int) -> tuple[str, bytes]:
+    return "image", damaged(originals(), seed, number)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(Fuzz("scripts.fuzz_decode", "Decode randomly damaged image files", GOOD, file_of, child)))

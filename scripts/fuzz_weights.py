@@ -8,36 +8,28 @@ changes, half of them near its start. A process of its own reads it, which may t
 Prints what came of the files, and exits with 1 where anything failed.
 """
 
-import argparse
+import functools
 import io
-import json
 import os
 import random
-import resource
-import subprocess
 import sys
 import tempfile
-import time
 import warnings
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
 
 from scripts.fuzz_decode import damaged
+from tests.fuzzing import Fuzz, limit_memory, run
 from tlray.errors import BackboneError
 from tlray.models.weights.read import read_weights
 
-ROOT = Path(__file__).parent.parent
 MEMORY = 2**30  # bytes; the whole files have some 10 kB
-SECONDS = 60  # for AT_ONCE files, an import of torch included
-AT_ONCE = 500
 GOOD = ("weights", "refused")
-ENOUGH = 20  # failures, after which nothing new is learnt
 
 
+@functools.cache
 def originals() -> list[tuple[str, bytes]]:
     """(ending, contents) of what is damaged."""
     tensors = {
@@ -54,10 +46,11 @@ def originals() -> list[tuple[str, bytes]]:
     return files
 
 
-def file_of(files: list[tuple[str, bytes]], seed: int, number: int) -> tuple[str, bytes]:
-    """File `number` of `seed`, damaged."""
+def file_of(seed: int, number: int) -> tuple[str, bytes]:
+    """(name, contents) of file `number` of `seed`, damaged."""
+    files = originals()
     ending, data = files[random.Random(f"which/{seed}/{number}").randrange(len(files))]
-    return ending, damaged([data], seed, number)
+    return f"w{ending}", damaged([data], seed, number)
 
 
 def outcome(path: Path) -> str:
@@ -76,68 +69,17 @@ def outcome(path: Path) -> str:
 def child(seed: int, first: int, stop: int) -> None:
     """Read files first..stop, a line on standard output for each."""
     warnings.simplefilter("ignore")  # torch's, of odd pickles
-    files = originals()
     with tempfile.TemporaryDirectory(prefix="tlray-fuzz-") as folder:
-        for ending, data in files:
+        for ending, data in originals():
             (Path(folder) / f"whole{ending}").write_bytes(data)
             outcome(Path(folder) / f"whole{ending}")  # loads what is loaded late
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * resource.getpagesize() + MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        limit_memory(MEMORY)
         for number in range(first, stop):
-            ending, data = file_of(files, seed, number)
-            path = Path(folder) / f"w{ending}"
+            name, data = file_of(seed, number)
+            path = Path(folder) / name
             path.write_bytes(data)
             os.write(sys.stdout.fileno(), (outcome(path) + "\n").encode(errors="replace"))
 
 
-def outcomes(seed: int, first: int, stop: int) -> Iterator[tuple[int, str]]:
-    """Each file's number and outcome; a child that ends or hangs is an outcome too, and the next goes on after it."""
-    while first < stop:
-        end = min(stop, first + AT_ONCE)
-        command = [sys.executable, "-m", "scripts.fuzz_weights", "--child", f"{seed}", f"{first}", f"{end}"]
-        try:
-            done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, timeout=SECONDS)
-            lines, ended = done.stdout, f"ended the process ({done.returncode})"
-        except subprocess.TimeoutExpired as late:
-            lines, ended = late.stdout or b"", f"took more than {SECONDS} s"
-        for line in lines.decode(errors="replace").splitlines():
-            yield first, line
-            first += 1
-        if first < end:
-            yield first, ended
-            first += 1
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Read randomly damaged weights files")
-    parser.add_argument("--count", type=int, default=1000, help="how many files")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--first", type=int, default=0, help="number of the first file")
-    parser.add_argument("--keep", type=Path, help="folder to write files to that fail; with --count 1, the file")
-    parser.add_argument("--child", type=int, nargs=3, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child:
-        child(*arguments.child)
-        return 0
-
-    files = originals()
-    seen: Counter[str] = Counter()
-    started = time.monotonic()
-    for number, result in outcomes(arguments.seed, arguments.first, arguments.first + arguments.count):
-        seen[result if result in GOOD else "failed"] += 1
-        if result not in GOOD:
-            print(f"file {number} of seed {arguments.seed}: {result}", flush=True)
-        if arguments.keep and (result not in GOOD or arguments.count == 1):
-            arguments.keep.mkdir(parents=True, exist_ok=True)
-            ending, data = file_of(files, arguments.seed, number)
-            (arguments.keep / f"{arguments.seed}-{number}{ending}").write_bytes(data)
-        if seen["failed"] == ENOUGH:
-            print(f"stopped after {ENOUGH} failures")
-            break
-    print(json.dumps({**seen, "count": seen.total(), "seconds": round(time.monotonic() - started, 1)}))
-    return 1 if seen["failed"] else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(Fuzz("scripts.fuzz_weights", "Read randomly damaged weights files", GOOD, file_of, child)))

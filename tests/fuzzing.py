@@ -1,22 +1,28 @@
 """Damaging files at random, and a child process that tries them one after the other: it may crash, hang, or swell.
 
-change(data, files, random.Random(0))                   # data is a bytearray
-for number, outcome in outcomes("scripts.fuzz_decode", seed, first, stop): ...
+    change(data, files, random.Random(0))                   # data is a bytearray
+    sys.exit(run(Fuzz("scripts.fuzz_decode", "Decode randomly damaged image files", GOOD, file_of, child)))
 
 The module is run with `--child SEED FIRST STOP` and writes a line for each file.
 """
 
+import argparse
+import json
 import os
 import random
 import resource
 import selectors
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 30  # for a file
+ENOUGH = 20  # failures, after which nothing new is learnt
 EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
 
@@ -80,3 +86,48 @@ def _lines(process: subprocess.Popen[bytes]) -> Iterator[str]:
                 return
             *lines, rest = (rest + part).split(b"\n")
             yield from (line.decode(errors="replace") for line in lines)
+
+
+@dataclass(frozen=True)
+class Fuzz:
+    """A script that damages files and reads them."""
+
+    module: str
+    description: str
+    good: tuple[str, ...]  # outcomes; the others are failures
+    file_of: Callable[[int, int], tuple[str, bytes]]  # seed and number -> a name, and the damaged contents
+    child: Callable[[int, int, int], None]  # reads files first..stop of a seed, a line on standard output for each
+
+
+def run(fuzz: Fuzz) -> int:
+    """The script's command line -> its exit code: 1 where any file failed."""
+    parser = argparse.ArgumentParser(description=fuzz.description)
+    parser.add_argument("--count", type=int, default=1000, help="how many files")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="number of the first file")
+    parser.add_argument("--keep", type=Path, help="folder to write files to that fail; with --count 1, the file")
+    parser.add_argument("--child", type=int, nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        fuzz.child(*given.child)
+        return 0
+    seen: Counter[str] = Counter()
+    started = time.monotonic()
+    for number, outcome in outcomes(fuzz.module, given.seed, given.first, given.first + given.count):
+        failed = outcome not in fuzz.good
+        seen["failed" if failed else outcome] += 1
+        if failed:
+            print(f"file {number} of seed {given.seed}, {fuzz.file_of(given.seed, number)[0]}: {outcome}", flush=True)
+        if given.keep and (failed or given.count == 1):
+            _keep(given.keep, fuzz, given.seed, number)
+        if seen["failed"] == ENOUGH:
+            print(f"stopped after {ENOUGH} failures")
+            break
+    print(json.dumps({**seen, "count": seen.total(), "seconds": round(time.monotonic() - started, 1)}))
+    return 1 if seen["failed"] else 0
+
+
+def _keep(folder: Path, fuzz: Fuzz, seed: int, number: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    name, data = fuzz.file_of(seed, number)
+    (folder / f"{seed}-{number}-{name}").write_bytes(data)

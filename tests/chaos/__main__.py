@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     verdicts = []
     with ExitStack() as stack:
-        folder = given.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
+        folder = given.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="c-")))
         with_s3 = any(KINDS[kind].ray == "s3" for _, kind in wanted)
         setting = stack.enter_context(Setting(folder.absolute(), given.limit, with_s3))
         stage = Stage(setting)

@@ -52,11 +52,14 @@ class Verdict:
     @property
     def line(self) -> str:
         codes = ",".join("hang" if code is None else str(code) for code in self.codes)
-        words = "; ".join(f"{name}: {' / '.join(value[:3])}" for name, value in self.complaints.items())
+        words = "; ".join(
+            f"{name}: {' / '.join(one[:MOST_SHOWN] for one in value[:3])}" for name, value in self.complaints.items()
+        )
         head = f"{self.seed}/{self.round} {self.kind} in {self.phase or '-'}: {self.disturbed}"
         return f"{head} | codes {codes} | {self.seconds:.0f} s | {words or 'ok'}"
 
 
+MOST_SHOWN = 300  # characters of a complaint
 COUNTED = (
     "lost_trials",
     "repeated_trials",

@@ -36,6 +36,8 @@ COMMANDS = [
     command("export runs --top-k 99999999", "--top-k 99999999", "1 to 100000"),
     command("export runs --top-k few", "--top-k", "few"),
     command("promote runs --rollback --history", "--rollback", "--history"),
+    command("promote nowhere --rollback", "nowhere", "champion.json"),
+    command("promote nowhere --history", "nowhere", "champion.json"),
     command("predict model photos --dry-run", "--dry-run", "--output"),
     command("predict model photos --output out --weights w.pth", "--weights w.pth", "--output"),
 ]

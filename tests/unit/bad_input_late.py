@@ -219,9 +219,8 @@ MODELS = [
     command("predict nowhere photos --output out --dry-run", "nowhere"),
     command("promote nowhere", "nowhere"),
     command("promote photos", "photos", "export bundle"),
-    command("promote nowhere --rollback", "nowhere", "champion.json"),
-    command("promote nowhere --history", "nowhere", "champion.json"),
-    command("promote photos --into nowhere.yaml", "photos"),
+    command("promote photos --into nowhere.yaml", "nowhere.yaml"),
+    command("promote photos --into config.yaml", "photos"),
     command("promote . --history", "champion.json", files={"champion.json": "[" * 20_000}),
 ]
 

@@ -99,18 +99,23 @@ def promote(
         look_at_location(target)
     from tlray.runs.champion import history as all_champions
     from tlray.runs.champion import rollback as bring_back
-    from tlray.workflows.retrain.by_hand import DEFAULT_STORAGE, home_of, promote_by_hand
-    from tlray.workflows.retrain.history import history_table
+    from tlray.workflows.retrain.home import home_of
 
     if history:
-        champions = all_champions(home_of(target, DEFAULT_STORAGE))
+        champions = all_champions(home_of(target))
     elif rollback:
-        champions = (bring_back(home_of(target, DEFAULT_STORAGE)),)
+        champions = (bring_back(home_of(target)),)
     else:
+        if into is not None:
+            home_of(into)
+        from tlray.workflows.retrain.by_hand import promote_by_hand  # torch
+
         champions = (promote_by_hand(target, into),)
     if as_json:
         print(json.dumps([champion.model_dump(mode="json") for champion in champions]))
     elif history:
+        from tlray.workflows.retrain.history import history_table
+
         out.print(history_table(champions))
     else:
         say(f"champion {champions[-1].number}: {champions[-1].export}, {champions[-1].reason}")

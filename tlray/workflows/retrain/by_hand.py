@@ -5,12 +5,10 @@ champion = promote_by_hand("s3://bucket/runs/birds/20260101-120000-ab12", into=N
 
 import getpass
 
-from tlray.config import RunConfig
 from tlray.errors import InputError
 from tlray.runs.champion import Champion, promote, read_champion
-from tlray.workflows.retrain.candidate import find_candidate, home_of
-
-DEFAULT_STORAGE: str = RunConfig.model_fields["storage"].default
+from tlray.workflows.retrain.candidate import find_candidate
+from tlray.workflows.retrain.home import home_of
 
 
 def promote_by_hand(target: str, into: str | None) -> Champion:
@@ -19,9 +17,9 @@ def promote_by_hand(target: str, into: str | None) -> Champion:
     `into`: whose champion, as `home_of` takes it; by default that of the run folder it lies in. InputError for a bundle
     of no run without it.
     """
+    wanted = home_of(into) if into is not None else None
     home, candidate = find_candidate(target)
-    if into is not None:
-        home = home_of(into, DEFAULT_STORAGE)
+    home = wanted or home
     if home is None:
         raise InputError(f"{candidate.export} lies in no run folder: say with --into CONFIG whose champion it becomes")
     held = read_champion(home)

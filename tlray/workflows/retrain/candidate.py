@@ -5,7 +5,6 @@ home, candidate = find_candidate("s3://bucket/runs/birds/20260101-120000-ab12")
 
 from tlray import storage
 from tlray.config import WarmStart
-from tlray.errors import InputError
 from tlray.export.of_run import read_config
 from tlray.inference.predict import find_export
 from tlray.runs.bundle_sums import CHECKSUMS, METRICS, check_whole, read_checksums, read_verified
@@ -49,24 +48,6 @@ def read_candidate(export: str, run: str | None) -> Candidate:
         start=_start(run, trial_id) if run is not None and not config.members else None,
         checkpoint_sha256=config.checkpoint_sha256,
     )
-
-
-def home_of(target: str, default_storage: str) -> str:
-    """`<storage>/<name>` that a person means: by a YAML file, champion.json, its folder, a run, an export or a name.
-
-    InputError where there is nothing of the kind.
-    """
-    if target.endswith((".yaml", ".yml")):
-        from tlray.config.file import parse_config
-
-        config = parse_config(storage.read_text(target), source=target)
-        return storage.join(storage.absolute(config.storage), config.name)
-    location = storage.absolute(target)
-    named = storage.join(storage.absolute(default_storage), target)
-    for home in (location, location.rpartition("/")[0], location.rsplit("/", 3)[0], named):
-        if storage.exists(storage.join(home, "champion.json")):
-            return home
-    raise InputError(f"{target}: there is no champion.json at it, above it, or in {named}")
 
 
 def _start(run: str, trial_id: str) -> WarmStart | None:

@@ -46,6 +46,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=100, help="how many (100)")
     parser.add_argument("--seed", type=int, default=0, help="of the kinds, their order and every choice in them (0)")
     parser.add_argument("--round", type=int, help="this one alone")
+    parser.add_argument("--start", type=int, default=0, help="of these, the rounds from this number on (0)")
     parser.add_argument("--part", default="1/1", help="K/M: each M-th round, from the K-th on, for several machines")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="only these")
     parser.add_argument("--folder", type=Path, help="for all files, kept; its path is short (by default a new one)")
@@ -72,7 +73,7 @@ def chosen_rounds(given: argparse.Namespace) -> list[tuple[int, str]]:
             numbers.append(number)
         number += 1
     part, parts = map(int, given.part.split("/"))
-    return [(number, cards[number % len(cards)]) for number in numbers[part - 1 :: parts]]
+    return [(number, cards[number % len(cards)]) for number in numbers[part - 1 :: parts] if number >= given.start]
 
 
 def mix_in_words(kinds: Sequence[str]) -> str:

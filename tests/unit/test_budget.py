@@ -157,6 +157,17 @@ def test_with_room_for_nothing_the_baseline_stays_and_one_trial_unless_another_h
     assert dropped == ["a0", "a1"]
 
 
+def test_with_room_for_nothing_the_shortest_trial_stays() -> None:
+    seconds = {"a0": 50.0, "a1": 20.0, "b0": 30.0}
+
+    def seconds_of(trials: Sequence[TrialConfig]) -> float:
+        return sum(seconds.get(trial.trial_id, 10.0) for trial in trials)
+
+    kept, dropped = choose(trials_of(a=2, b=1), seconds_of, 15, {})
+    assert ids(kept) == ["000-baseline", "a1"]
+    assert dropped == ["a0", "b0"]
+
+
 def test_a_trial_that_stays_without_room_brings_those_that_cost_next_to_nothing_beside_it() -> None:
     def seconds_of(trials: Sequence[TrialConfig]) -> float:
         probes = sum(trial.backbone.id == "a" for trial in trials)

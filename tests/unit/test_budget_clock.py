@@ -94,6 +94,15 @@ def test_a_machine_that_is_slower_than_planned_needs_more_for_the_end_and_a_fast
     assert one.pace < 1.1, "a moment of work says little"
 
 
+def test_a_machine_that_has_become_busier_since_the_plan_needs_more_for_the_end(tmp_path: Path) -> None:
+    budget = Budget(str(tmp_path), limit=1000, reserve=50, now=Clock())
+    budget.look_at_load(4.5, planned=1.5)
+    assert budget.left() == 1000 - 3 * 50
+    assert budget.pace == 1
+    budget.look_at_load(1.0, planned=1.5)
+    assert budget.left() == 950
+
+
 def test_what_is_set_aside_for_scoring_is_kept_for_the_end(tmp_path: Path) -> None:
     clock = Clock()
     budget = Budget(str(tmp_path), limit=100, reserve=10, now=clock)

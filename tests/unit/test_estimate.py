@@ -107,6 +107,17 @@ def test_a_pass_task_takes_a_gpus_share_of_the_cpus_or_a_few_cpus() -> None:
     assert cpus_of_a_pass_task([(0.5, 0)], on_gpus=False) == 1
 
 
+def test_the_end_of_a_run_takes_longer_with_every_bundle_on_a_busy_machine_and_with_an_ensemble() -> None:
+    def seconds(machines: Machines = MACHINES, **fields: object) -> float:
+        return conclusion_seconds(ExportConfig.model_validate(fields), machines)
+
+    one, two = seconds(top_k=1), seconds(top_k=2)
+    assert seconds(top_k=3) - two == pytest.approx(two - one)
+    assert seconds(top_k=1, ensemble=True) > two > one > seconds(top_k=0) > MACHINES.process_seconds
+    busy = MACHINES.model_copy(update={"load": 3.0})
+    assert seconds(busy, top_k=1) - MACHINES.process_seconds == pytest.approx(3 * (one - MACHINES.process_seconds))
+
+
 def test_a_run_is_priced_by_all_its_instances_and_without_what_is_dropped() -> None:
     costs = [cost("000-baseline", 100), cost("a", 200), cost("b", 5000)]
     prices = PricesConfig(per_hour={"gpu": 3.6, "cpu": 0.36}, instances={"gpu": 2, "cpu": 1})

@@ -1,13 +1,15 @@
 """A budget against a plan, on made-up costs: what is refused before anything is spent, and what is kept for the end."""
 
+import dataclasses
 import math
 from typing import Any
 
 import pytest
 
+from tlray.activations.planned import ActivationSource
 from tlray.config import BackboneConfig, Recipe, RunConfig, StrategyConfig, TrialConfig
 from tlray.data.manifest import Manifest
-from tlray.distributed.budgeting import Accounts, baseline_seconds, open_budget
+from tlray.distributed.budgeting import Accounts, baseline_seconds, open_budget, worth_their_frozen_work
 from tlray.errors import ConfigError
 from tlray.planning.within_budget import check_start, time_to_plan, too_slow, within_budget
 from tlray.runs.budget.clock import Budget
@@ -137,6 +139,45 @@ def test_the_clock_of_a_run_starts_with_the_command_and_keeps_the_end(tmp_path: 
     budget = open_budget(run, began=-1e6)
     assert budget.spent() > 1e6
     assert budget.left() + budget.spent() == pytest.approx(3600 - reserved_seconds(run.config.export, MACHINES), abs=1)
+
+
+def test_where_no_frozen_work_fits_a_shorter_trial_without_any_takes_its_place(tmp_path: object) -> None:
+    plan = planned(budget={"hours": 1})
+    probes = ["long", "middle"]
+    source = made_up_source(probes, seconds=1000.0)
+    run = run_of(dataclasses.replace(plan, plan=plan.plan.model_copy(update={"activations": (source,)})), tmp_path)
+
+    def kept(left: float) -> list[str]:
+        budget = Budget(run.uri, left, now=lambda: 0.0)
+        return [one.trial_id for one in worth_their_frozen_work(run, run.trials, probes, [source], budget)]
+
+    assert kept(5000) == ["000-baseline", "long", "short", "middle"]
+    assert kept(300) == ["000-baseline", "short"]
+
+
+def made_up_source(trials: list[str], seconds: float) -> ActivationSource:
+    return ActivationSource(
+        backbone=BackboneConfig(id="a"),
+        seed=0,
+        num_frozen=9,
+        num_blocks=10,
+        last_block="b",
+        augmentation="none",
+        views=1,
+        trials=tuple(trials),
+        with_test=True,
+        bytes_per_image=1000,
+        num_draws=100,
+        num_stored=0,
+        num_reads=1000,
+        decode_seconds=0.0,
+        prefix_seconds=seconds / 100,
+        materialise_seconds=seconds,
+        recompute_seconds=2 * seconds,
+        materialise=True,
+        reason="",
+        keys=(),
+    )
 
 
 def test_time_is_kept_for_the_baseline_until_it_has_ended(tmp_path: object) -> None:

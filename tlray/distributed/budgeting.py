@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 
 from tlray.activations.planned import ActivationSource
 from tlray.config import TrialConfig
+from tlray.process.began import load
 from tlray.runs.budget.choice import choose, limit_seconds, limit_trials
 from tlray.runs.budget.clock import Budget
 from tlray.runs.budget.estimate import reserved_seconds, sweep_seconds
@@ -26,6 +27,12 @@ def open_budget(run: Run, began: float | None = None) -> Budget:
     budget = Budget(run.uri, limit_seconds(run.config), reserved_seconds(export, machines), began=began)
     budget.tick()
     return budget
+
+
+def look_at_load(run: Run, budget: Budget) -> None:
+    """Before a stage: what else the machine does may have changed since the plan."""
+    if budget.is_limited and run.plan.estimate is not None:
+        budget.look_at_load(load(), run.plan.estimate.machines.load)
 
 
 class Accounts:
@@ -80,7 +87,7 @@ def worth_their_frozen_work(
 
     A backbone's linear probes on kept features (`probes`, by id) come with its frozen work, as they are next to
     nothing beside it; where it has none, the first of its trials that reads activations does. `sources`: what is stored
-    by now. The other trials wait for what the probes tell.
+    by now. The other trials wait for what the probes tell. Where no frozen work fits, a trial without any may.
     """
     reading = {trial_id for source in sources if source.materialise for trial_id in source.trials}
     candidates = [trial for trial in trials if not trial.is_baseline]
@@ -92,6 +99,9 @@ def worth_their_frozen_work(
     kept = within_budget(
         run, [trial for trial in trials if trial.is_baseline or trial.trial_id in judged], budget, sources
     )
+    others = [trial for trial in candidates if trial.trial_id not in reading]
+    if _is_beyond(run, kept, others, budget, sources):
+        kept = [trial for trial in kept if trial.is_baseline]
     kept_ids = {trial.trial_id for trial in kept}
     computed = {backbone_key(trial.backbone) for trial in kept if not trial.is_baseline}
 
@@ -101,6 +111,24 @@ def worth_their_frozen_work(
         return trial.trial_id not in reading or backbone_key(trial.backbone) in computed
 
     return [trial for trial in trials if stays(trial)]
+
+
+def _is_beyond(
+    run: Run,
+    kept: Sequence[TrialConfig],
+    others: Sequence[TrialConfig],
+    budget: Budget,
+    sources: Sequence[ActivationSource],
+) -> bool:
+    """Whether `kept` do not fit, and one of `others` takes less time than they."""
+    estimate = run.plan.estimate
+    if not budget.is_limited or estimate is None or not others:
+        return False
+    costs, machines = {cost.trial_id: cost for cost in estimate.costs}, estimate.machines
+    baseline = [costs[trial.trial_id] for trial in kept if trial.is_baseline]
+    seconds = sweep_seconds([costs[trial.trial_id] for trial in kept], sources, machines)
+    shortest = min(sweep_seconds([*baseline, costs[other.trial_id]], sources, machines) for other in others)
+    return seconds > budget.left() / budget.pace and shortest < seconds
 
 
 def within_budget(

@@ -26,19 +26,17 @@ from tlray.runs.budget.worth import backbone_key, by_score
 from tlray.runs.prepare import Run
 
 
-def time_for_others(run: Run, trials: Sequence[TrialConfig], budget: Budget) -> Callable[[], float]:
+def time_for_others(run: Run, trials: Sequence[TrialConfig], budget: Budget) -> Callable[[bool], float]:
     """Seconds that are left beside what the baseline needs, if it is among `trials` and has not ended.
 
-    All of them until another trial has a row: a run without a winner is no use at any price.
+    All of them while nothing could win yet, which the argument says: without a winner nothing is exported.
     """
     baseline = baseline_seconds(run, not_ended(run.uri, trials)) if budget.is_limited else 0.0
-    has_winner = False
+    had_one = bool(baseline and scores_so_far(run))
 
-    def left() -> float:
-        nonlocal has_winner
+    def left(has_one: bool) -> float:
         budget.tick()
-        has_winner = has_winner or not baseline or bool(scores_so_far(run))
-        return budget.left() - (budget.pace * baseline if has_winner else 0.0)
+        return budget.left() - (budget.pace * baseline if has_one or had_one else 0.0)
 
     return left
 
@@ -55,14 +53,12 @@ class FrozenWork:
 
     def of(self, remaining: Sequence[TrialConfig]) -> list[TrialConfig]:
         """Compute what `remaining` read -> those that there was time for. What cannot be computed fails its readers."""
-        baseline = baseline_seconds(self.run, not_ended(self.run.uri, remaining)) if self.budget.is_limited else 0.0
+        time_left = time_for_others(self.run, remaining, self.budget)
+        computed = False
 
         def left() -> float:
-            """All that there is for the first backbone; of the others' time the baseline gets its own."""
-            self.budget.tick()
-            return self.budget.left() - (self.budget.pace * baseline if computed else 0.0)
+            return time_left(computed)
 
-        computed = False
         asked = {trial.trial_id for trial in remaining}
         out = {trial.trial_id for trial in not_finished(self.run.uri, self.run.trials)} - asked
         passes = self._passes(remaining)

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from tlray.config import TrialConfig
-from tlray.distributed.activation_pass import POLL_SECONDS, unlimited
+from tlray.distributed.activation_pass import POLL_SECONDS
 from tlray.distributed.resources import TaskResources
 from tlray.distributed.tasks import probe_group_task
 from tlray.distributed.watch import Watcher
@@ -28,11 +28,12 @@ def run_probe_groups(
     groups: Sequence[Sequence[TrialConfig]],
     resources: TaskResources,
     watch: Watcher,
-    time_left: Callable[[], float] = unlimited,
+    time_left: Callable[[bool], float] = lambda has_one: math.inf,
 ) -> dict[str, BaseException]:
     """Train every group and append its rows -> why, for each trial that has none because its group broke down.
 
-    When no `time_left` is, the groups under way are given up; their trials have no row.
+    When no `time_left` is, the groups under way are given up; their trials have no row. It is asked with whether a
+    trial has ended.
     """
     task = probe_group_task.options(**resources.options, max_retries=run.config.sweep.max_failures)
     running: dict[Any, Sequence[TrialConfig]] = {}  # by the generator of what the task tells
@@ -41,10 +42,19 @@ def run_probe_groups(
         running[task.remote(run.uri, ids, resources.threads)] = group
     started: set[str] = set()
     broken: dict[str, BaseException] = {}
+    ended: set[str] = set()
+
+    def end(result: TrialResult) -> None:
+        ended.add(result.trial_id)
+        append_result(run.uri, result)
+        watch.trial_ended(result)
+
     while running:
-        some_ready, _ = ray.wait(list(running), timeout=POLL_SECONDS if math.isfinite(time_left()) else None)
-        if time_left() <= 0:
-            _give_up(run, running, watch)
+        some_ready, _ = ray.wait(list(running), timeout=POLL_SECONDS if math.isfinite(time_left(bool(ended))) else None)
+        if time_left(bool(ended)) <= 0:
+            for result in _give_up(run, running):
+                if result.trial_id not in ended:
+                    end(result)
             return broken
         if not some_ready:
             continue
@@ -61,11 +71,11 @@ def run_probe_groups(
                 if state.result is None:
                     broken[trial_id] = error
                 else:  # written before its group broke down
-                    _end(run, state.result, watch)
+                    end(state.result)
             continue
         for item in news:
             if isinstance(item, TrialResult):
-                _end(run, item, watch)
+                end(item)
                 continue
             trial_id, metrics = item
             if trial_id not in started:
@@ -75,15 +85,9 @@ def run_probe_groups(
     return broken
 
 
-def _give_up(run: Run, running: Mapping[Any, Sequence[TrialConfig]], watch: Watcher) -> None:
+def _give_up(run: Run, running: Mapping[Any, Sequence[TrialConfig]]) -> list[TrialResult]:
     """What had a row already keeps it."""
-    for generator, group in running.items():
+    for generator in running:
         ray.cancel(generator, force=True)
-        for state in read_states(run.uri, [trial.trial_id for trial in group]).values():
-            if state.result is not None:
-                _end(run, state.result, watch)
-
-
-def _end(run: Run, result: TrialResult, watch: Watcher) -> None:
-    append_result(run.uri, result)
-    watch.trial_ended(result)
+    states = read_states(run.uri, [trial.trial_id for group in running.values() for trial in group])
+    return [state.result for state in states.values() if state.result is not None]

@@ -22,7 +22,7 @@ from tlray.activations.store import ActivationStore
 from tlray.activations.stored import as_stored_now
 from tlray.config import TrialConfig
 from tlray.data.prepared import open_prepared
-from tlray.distributed.budgeting import open_budget, within_budget, within_number, worth_their_frozen_work
+from tlray.distributed.budgeting import look_at_load, open_budget, within_budget, within_number, worth_their_frozen_work
 from tlray.distributed.cluster import cluster_summary, connect
 from tlray.distributed.frozen_work import FrozenWork, time_for_others
 from tlray.distributed.probe_groups import run_probe_groups
@@ -64,6 +64,7 @@ def run_sweep(run: Run, watch: Watcher, began: float | None = None) -> None:
     ):
         if keys and remaining:
             tasks = model_tasks(run.config.sweep, cluster)
+            look_at_load(run, budget)
             remaining = _worth_their_frozen_work(run, remaining, store, budget)
             watch.trials_chosen([trial.trial_id for trial in remaining], len(open_trials) - len(remaining))
             remaining = FrozenWork(run, store, tasks, budget, watch).of(remaining)
@@ -116,6 +117,7 @@ def _tune(
     """Ray Tune over what has not ended and fits the budget; again while that leaves time, or where it breaks down."""
     failures = 0
     while open_trials := not_ended(run.uri, remaining):
+        look_at_load(run, budget)
         chosen = within_budget(run, open_trials, budget)
         if not chosen:
             return

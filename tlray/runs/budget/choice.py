@@ -50,8 +50,8 @@ def choose(
     the backbones goes to the end, by `scores` (of `backbone_key`; those without one come last, in the order of the
     configuration). What is left comes first, in the order of `by_worth`; then the halves that went, the last one first;
     and everything is taken that still fits. The baseline always stays: nothing is proven without it. Where nothing fits
-    and nothing has a score yet, the first trial stays too, and goes as far as the time lets it: a run without a winner
-    is no use at any price. With it stays what takes next to nothing beside it, as the other linear probes of its
+    and nothing has a score yet, the shortest trial stays too, and goes as far as the time lets it: a run without a
+    winner is no use at any price. With it stays what takes next to nothing beside it, as the other linear probes of its
     batched head do. `alone`: the seconds of a trial by itself, by id.
     """
     candidates = [trial for trial in trials if not trial.is_baseline]
@@ -61,8 +61,9 @@ def choose(
     halves = _halves(candidates, lambda some: seconds_of([*baseline, *some]) <= left, scores)
     order = [trial for half in halves for trial in by_worth(half, scores, alone)]
     chosen = _first_that_fit(order, baseline, seconds_of, left)
-    if not chosen and not scores:
-        chosen = _first_that_fit(order, baseline, seconds_of, BESIDE * seconds_of([*baseline, *order[:1]]))
+    if order and not chosen and not scores:
+        least = BESIDE * min(seconds_of([*baseline, trial]) for trial in order)
+        chosen = _first_that_fit(order, baseline, seconds_of, least)
     kept = [*baseline, *chosen]
     ids = {trial.trial_id for trial in kept}
     return kept, [trial.trial_id for trial in trials if trial.trial_id not in ids]

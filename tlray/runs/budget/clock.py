@@ -60,6 +60,7 @@ class Budget:
         self._began = now() if began is None else began
         self._saved = -math.inf
         self._expected, self._taken = BELIEF, BELIEF
+        self._load_ratio = 1.0
 
     @property
     def is_limited(self) -> bool:
@@ -80,13 +81,17 @@ class Budget:
         self._expected += expected
         self._taken += taken
 
+    def look_at_load(self, load: float, planned: float) -> None:
+        """How busy the machine is now and was when the plan was made: the end will take as much longer."""
+        self._load_ratio = load / planned
+
     def spent(self) -> float:
         """Seconds, those of earlier commands included."""
         return self._before + self._now() - self._began
 
     def left(self) -> float:
         """Seconds until the conclusion has to begin; infinite without a limit."""
-        return self._limit - max(1.0, self.pace) * self._reserve - self.spent()
+        return self._limit - max(1.0, self.pace, self._load_ratio) * self._reserve - self.spent()
 
     def is_overrun(self, by: float) -> bool:
         """Whether more than the limit and `by` of it, a fraction, is spent."""

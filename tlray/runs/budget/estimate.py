@@ -19,6 +19,7 @@ from tlray.runs.budget.machines import Machines
 TUNE_SECONDS = 6.0  # until Ray Tune is imported and asks for its first process
 STARTED_TOGETHER = 1.5  # what processes that import torch at the same time take longer than one
 EXPORT_SECONDS = 12.0  # of a bundle: three formats, and comparing them
+ENSEMBLE_BUNDLES = 3  # ordinary bundles that one of several members takes as long as
 SAFETY = 1.3  # what of a budget is kept for the end, over what the end is expected to take: a budget is a limit
 START_SECONDS = 8.0  # until Ray has started and the plan is made, at the least
 QUICK_PROCESS = 3.0  # until a new process has imported torch, at the least
@@ -125,12 +126,18 @@ def start_seconds(machines: Machines) -> float:
 
 def conclusion_seconds(export: ExportConfig, machines: Machines) -> float:
     """After the last trial; the driver is then the one to import torch."""
-    return machines.process_seconds + machines.load * (REPORT_SECONDS + EXPORT_SECONDS * export.top_k)
+    return machines.process_seconds + machines.load * _bundles_and_report(export)
+
+
+def _bundles_and_report(export: ExportConfig) -> float:
+    """Seconds on an idle machine."""
+    bundles = export.top_k + (ENSEMBLE_BUNDLES if export.ensemble else 0)
+    return REPORT_SECONDS + EXPORT_SECONDS * bundles
 
 
 def soonest_end(export: ExportConfig, load: float) -> float:
     """Seconds after its plan that any run takes, however little it trains; `load`: of the machine now."""
-    return load * (TUNE_SECONDS + 2 * QUICK_PROCESS + REPORT_SECONDS + EXPORT_SECONDS * export.top_k)
+    return load * (TUNE_SECONDS + 2 * QUICK_PROCESS + _bundles_and_report(export))
 
 
 def reserved_seconds(export: ExportConfig, machines: Machines) -> float:

@@ -150,13 +150,13 @@ def test_the_first_backbone_may_use_the_time_of_the_baseline_for_without_it_noth
 
 
 @pytest.mark.parametrize(
-    ("has_baseline", "spent", "ends"), [(True, 101, True), (False, 101, False), (False, 106, True)]
+    ("can_conclude", "spent", "ends"), [(True, 101, True), (False, 101, False), (False, 106, True)]
 )
-def test_the_end_of_the_time_waits_a_moment_for_a_baseline_without_an_epoch(
-    tmp_path: Path, has_baseline: bool, spent: float, ends: bool
+def test_the_end_of_the_time_waits_a_moment_for_the_first_epochs_of_baseline_and_another_trial(
+    tmp_path: Path, can_conclude: bool, spent: float, ends: bool
 ) -> None:
     now = [0.0]
-    stopper = BudgetStopper(Budget(str(tmp_path), 100, now=lambda: now[0]), lambda: has_baseline)
+    stopper = BudgetStopper(Budget(str(tmp_path), 100, now=lambda: now[0]), lambda: can_conclude)
     assert not stopper.stop_all()
     now[0] = spent
     assert stopper.stop_all() == ends

@@ -9,7 +9,7 @@ from made_up_run import make_run
 
 ray = pytest.importorskip("ray")
 
-from tlray.distributed.tune_trials import NOT_REUSED, _Rows  # noqa: E402
+from tlray.distributed.tune_trials import NOT_REUSED, _can_conclude, _Rows  # noqa: E402
 from tlray.distributed.watchdog import Loop  # noqa: E402
 from tlray.runs.trials import read_trial_result  # noqa: E402
 
@@ -51,3 +51,12 @@ def test_a_trial_that_has_lost_its_process_too_often_may_be_tried_again(tmp_path
 def test_a_trial_that_raised_is_its_own_fault(tmp_path: Path) -> None:
     row = given_up(tmp_path, "ValueError: bad shape", ray.exceptions.RayTaskError("train", "", ValueError("bad shape")))
     assert (row.status, row.may_pass) == ("failed", False)
+
+
+def test_a_run_can_be_concluded_when_the_baseline_and_another_trial_have_come_to_something(tmp_path: Path) -> None:
+    def can_conclude(num_ended: int) -> bool:
+        run_uri = str(tmp_path / str(num_ended))
+        run: Any = SimpleNamespace(uri=run_uri, trials=make_run(run_uri, num_ended=num_ended))
+        return _can_conclude(run)
+
+    assert [can_conclude(number) for number in (0, 1, 2)] == [False, False, True]

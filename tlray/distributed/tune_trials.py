@@ -83,7 +83,7 @@ def tune_trials(
                 storage_path=str(scratch),
                 verbose=0,
                 callbacks=[rows],
-                stop=BudgetStopper(budget, functools.partial(_has_baseline, run)),
+                stop=BudgetStopper(budget, functools.partial(_can_conclude, run)),
                 failure_config=tune.FailureConfig(max_failures=config.sweep.max_failures),
             ),
         ).fit()
@@ -103,10 +103,15 @@ def _end_of_budget(run_uri: str, trial_ids: Sequence[str], watch: Watcher) -> No
             _stop(run_uri, trial_id, watch)
 
 
-def _has_baseline(run: Run) -> bool:
-    ids = [trial.trial_id for trial in run.trials if trial.is_baseline]
-    states = read_states(run.uri, ids)
-    return all(states[one].has_ended or load_progress(trial_uri(run.uri, one)).epoch > 0 for one in ids)
+def _can_conclude(run: Run) -> bool:
+    """Whether the baseline, if there is one, and another trial have an epoch or a row each."""
+    states = read_states(run.uri, [trial.trial_id for trial in run.trials])
+
+    def has_epoch(trial: TrialConfig) -> bool:
+        return states[trial.trial_id].has_ended or load_progress(trial_uri(run.uri, trial.trial_id)).epoch > 0
+
+    baseline = [trial for trial in run.trials if trial.is_baseline]
+    return all(map(has_epoch, baseline)) and any(has_epoch(one) for one in run.trials if not one.is_baseline)
 
 
 def _how_far(run_uri: str, trial_id: str) -> tuple[int, int]:

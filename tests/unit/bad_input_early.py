@@ -40,6 +40,7 @@ COMMANDS = [
     command("promote nowhere --history", "nowhere", "champion.json"),
     command("predict model photos --dry-run", "--dry-run", "--output"),
     command("predict model photos --output out --weights w.pth", "--weights w.pth", "--output"),
+    command("predict model photos --output out --flip", "--flip", "export.tta=flip"),
 ]
 
 OVERRIDES = [

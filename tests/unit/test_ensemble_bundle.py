@@ -3,6 +3,7 @@
 Run: python -m pytest tests/unit/test_ensemble_bundle.py
 """
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -207,6 +208,38 @@ def test_the_exported_trials_logits_are_divided_by_its_temperature(run: Run) -> 
     (scored,) = tlray.load(str(single)).score([image.uri])
     assert scored.logits is not None
     np.testing.assert_allclose(scored.logits.numpy(), expected[0], atol=1e-4)
+
+
+def test_an_export_that_averages_over_the_mirror_image_does_so_in_every_format(run: Run, tmp_path: Path) -> None:
+    flipping = load_run(str(shutil.copytree(run.uri, tmp_path / "colours" / "1")))
+    export = flipping.config.export.model_copy(update={"ensemble": False, "tta": "flip"})
+    flipping = dataclasses.replace(flipping, config=flipping.config.model_copy(update={"export": export}))
+    (single,) = export_best(flipping, write_leaderboard(flipping.uri), 1)
+    plain = next(Path(run.uri, "exports").glob("1-*"))
+    uri = run.manifest.split("test")[0].uri
+    ((by_bundle,), (by_option,)) = (tlray.load(single)(uri), tlray.load(str(plain), tta="flip")(uri))
+    pixels = torch.from_numpy(decode(Path(uri).read_bytes())).permute(2, 0, 1)
+    model = tlray.load(str(plain))
+    inputs = normalise(eval_transform(pixels, model.preprocessing)[None], model.preprocessing)
+    temperature = json.loads(Path(single, "config.json").read_text())["temperature"]
+    with torch.no_grad():
+        views = [(model.module(view) * temperature).softmax(dim=1) for view in (inputs, inputs.flip(3))]
+    expected = ((views[0] + views[1]) / 2).log().div(temperature).softmax(dim=1)[0].numpy()
+    np.testing.assert_allclose(by_bundle.probabilities, expected, atol=1e-5)
+    np.testing.assert_allclose(by_option.probabilities, expected, atol=1e-5)
+    session = onnxruntime.InferenceSession(Path(single, "model.onnx"))
+    logits = torch.from_numpy(session.run(None, {"images": inputs.numpy()})[0])
+    np.testing.assert_allclose(logits.softmax(dim=1)[0].numpy(), expected, atol=1e-4)
+    gain = json.loads(Path(single, "metrics.json").read_text())["tta"]
+    assert gain["num_images"] == len(run.manifest.split("test"))
+    assert gain["gain"] == pytest.approx(gain["accuracy_with"] - gain["accuracy_without"])
+    assert gain["forwards"] == 2
+    champion = load_leaderboard(flipping.uri).champion
+    assert champion is not None
+    assert gain["accuracy_without"] == pytest.approx(champion.test_accuracy)
+    assert "2 forward passes an image" in Path(single, "MODEL_CARD.md").read_text()
+    assert 'id="tta"' in Path(write_report(flipping.uri)).read_text()
+    assert export_best(flipping, write_leaderboard(flipping.uri), 1) == (single,)
 
 
 def test_table_and_report_show_the_ensemble_with_its_cost(run: Run, row: EnsembleRow) -> None:

@@ -11,6 +11,8 @@ from tlray.errors import InputError, TlrayError
 from tlray.process.console import PlainConsole, say
 from tlray.process.printable import in_one_line
 
+Flip = Annotated[bool, typer.Option("--flip", help="average over each image and its mirror image, for twice the time")]
+
 
 @app.command()
 def models(
@@ -62,6 +64,7 @@ def predict(
     output: Annotated[
         str | None, typer.Option(help="for many images: write Parquet files here, on the cluster", metavar="FOLDER")
     ] = None,
+    flip: Flip = False,
     dry_run: DryRun = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="print JSON: an object a line; with --output a summary")
@@ -70,6 +73,8 @@ def predict(
     """Print the class and its probability for each image, or write millions of them to --output."""
     if weights != "pretrained" and output is not None:
         raise InputError(f"--weights {weights}: with --output the model is an export, which brings its own")
+    if flip and output is not None:
+        raise InputError("--flip: with --output the export decides; export.tta=flip makes one that averages")
     if dry_run and output is None:
         raise InputError("--dry-run says what --output would come to hold: give both, or neither for a few images")
     from tlray.planning.first_look import look_at_location, look_at_model
@@ -86,7 +91,7 @@ def predict(
     from tlray.inference.predict import predict as predict_images
 
     num_bad = 0
-    for prediction in predict_images(export, images, weights=weights):
+    for prediction in predict_images(export, images, weights=weights, tta="flip" if flip else "none"):
         num_bad += prediction.error is not None
         if as_json:
             print(json.dumps(prediction.to_dict()))
@@ -137,6 +142,7 @@ def _predict_many(export: str, images: list[str], output: str, as_json: bool) ->
 def evaluate(
     export: Annotated[str, typer.Argument(help="export bundle or run folder")],
     data: Annotated[str, typer.Argument(help="folder with one sub-folder of images per class, local or s3://")],
+    flip: Flip = False,
     as_json: Json = False,
 ) -> None:
     """Score an exported model on labelled images."""
@@ -147,5 +153,5 @@ def evaluate(
     from tlray.inference.predict import evaluate as evaluate_export
     from tlray.report.tables import evaluation_table
 
-    evaluation = evaluate_export(export, data)
+    evaluation = evaluate_export(export, data, tta="flip" if flip else "none")
     show(evaluation, evaluation_table(evaluation), as_json)

@@ -54,6 +54,9 @@ class ExportConfig(Section):
     refit: Flag = Field(
         False, description="train the winner once more, on the training and validation images, and export that"
     )
+    tta: Literal["none", "flip"] = Field(
+        "none", description="flip: the graph averages over the image and its mirror image, for twice the forwards"
+    )
     ensemble: Flag = Field(
         False, description="also the ensemble, as one bundle: an image costs as many forwards as it has members"
     )

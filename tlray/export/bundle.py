@@ -77,7 +77,7 @@ def export_bundle(
         "temperature": temperature,
         "tta": tta,
     }
-    config = _single_config(model, backbone, classes, preprocessing, strategy, params).model_copy(update=changed)
+    config = single_config(model, backbone, classes, preprocessing, strategy, params).model_copy(update=changed)
     return write_bundle([model], config, samples, BundleFacts(metrics, data_summary, warnings), destination)
 
 
@@ -130,7 +130,7 @@ def shared_fields(classes: Sequence[str], preprocessing: Preprocessing) -> dict[
     }
 
 
-def _single_config(
+def single_config(
     model: nn.Module,
     backbone: BackboneConfig,
     classes: Sequence[str],
@@ -138,6 +138,7 @@ def _single_config(
     strategy: str,
     params: Mapping[str, Any],
 ) -> BundleConfig:
+    """config.json of one trained network; `backbone` is what it was built from."""
     return BundleConfig(
         **shared_fields(classes, preprocessing),
         backbone=bundled_backbone(model, backbone, preprocessing),

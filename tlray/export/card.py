@@ -50,6 +50,7 @@ def write_card(
         limits=_limits(config, metrics, data_summary),
         calibration=metrics.get("calibration"),
         refit=metrics.get("refit"),
+        tta=metrics.get("tta"),
         shown_params={key: value for key, value in config.params.items() if value is not None},
     )
     (folder / CARD).write_text(text, encoding="utf-8")

@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -151,12 +151,19 @@ class Model:
         )
 
 
-def load(uri: str, *, device: str = "cpu", batch_size: int = 32, num_threads: int = 4) -> Model:
+def load(
+    uri: str, *, device: str = "cpu", batch_size: int = 32, num_threads: int = 4, tta: Literal["none", "flip"] = "none"
+) -> Model:
     """The model of an export bundle, local or s3://; needs no hub, no run folder and no Ray.
+
+    `tta="flip"` averages the probabilities of an image and its mirror image, for twice the time; a bundle that was
+    exported so does it in any case.
 
     DataError: not an export bundle, or a file whose checksum is not that of SHA256SUMS.
     """
     backbones, config = load_backbones(uri)
+    if tta != "none":
+        config = config.model_copy(update={"tta": tta})
     return Model(
         assemble([backbone.model for backbone in backbones], config),
         config.classes,

@@ -77,7 +77,9 @@ def read_config(uri: str) -> BundleConfig:
     return config.model_copy(update={"trial_id": json.loads(read_verified(uri, METRICS, sums)).get("trial_id")})
 
 
-def is_current(uri: str, expected: Mapping[str, Any], checkpoint_sha256: str, classes: Sequence[str]) -> bool:
+def is_current(
+    uri: str, expected: Mapping[str, Any], checkpoint_sha256: str, classes: Sequence[str], tta: str = "none"
+) -> bool:
     """Whether a bundle is whole, byte for byte, and says what the run says of its model now.
 
     `expected`: its metrics but for those of the export itself; `checkpoint_sha256`: as the trial has recorded it.
@@ -88,9 +90,10 @@ def is_current(uri: str, expected: Mapping[str, Any], checkpoint_sha256: str, cl
         metrics = json.loads(read_verified(uri, METRICS, read_checksums(uri)))
     except DataError:
         return False
-    for measured_here in ("agreement", "view_difference"):
+    for measured_here in ("agreement", "view_difference", "tta"):
         metrics.pop(measured_here, None)
-    return config.checkpoint_sha256 == checkpoint_sha256 and config.classes == tuple(classes) and metrics == expected
+    found = (config.checkpoint_sha256, config.classes, config.tta)
+    return found == (checkpoint_sha256, tuple(classes), tta) and metrics == expected
 
 
 def publish(folder: Path, checksums: str, destination: str) -> None:

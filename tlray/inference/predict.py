@@ -9,6 +9,7 @@ cannot be read do not stop anything: they are predictions with an error, and `ba
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import torch
 
@@ -20,6 +21,7 @@ from tlray.errors import DataError, InputError
 from tlray.export.model import Model, Prediction, load
 from tlray.export.of_run import bundles, champion_bundle
 from tlray.models.backbone import load_classifier
+from tlray.models.combined import Flipped
 from tlray.process.device import given_device
 from tlray.runs.board import LEADERBOARD
 from tlray.runs.champion import check_export, load_champion
@@ -38,15 +40,19 @@ def predict(
     device: str | None = None,
     batch_size: int = 32,
     num_threads: int = 8,
+    tta: Literal["none", "flip"] = "none",
 ) -> Iterator[Prediction]:
     """Predictions in the order of the inputs, while they are computed.
 
     `inputs`: files, patterns (`*`, `?`, `[...]`, `**`), folders and s3:// prefixes with everything below them.
     `weights` is for a backbone's id: pretrained, or the location of a weights file. `device` is by default the first
-    GPU, or the CPU. InputError, before the first prediction: no such model, or an input that is not there.
+    GPU, or the CPU. `tta="flip"` averages over an image and its mirror image, for twice the time. InputError, before
+    the first prediction: no such model, or an input that is not there.
     """
     uris = list_inputs(inputs)
-    model = open_model(model_ref, weights=weights, device=device, batch_size=batch_size, num_threads=num_threads)
+    model = open_model(
+        model_ref, weights=weights, device=device, batch_size=batch_size, num_threads=num_threads, tta=tta
+    )
     return model.stream(uris)
 
 
@@ -58,12 +64,15 @@ def evaluate(
     device: str | None = None,
     batch_size: int = 32,
     num_threads: int = 8,
+    tta: Literal["none", "flip"] = "none",
 ) -> Evaluation:
     """Scores on `data`: class folders, a table, a tar, Parquet or zip file, whatever a run trains on.
 
     DataError: a class that is none of the model's, no images, or none that can be read.
     """
-    model = open_model(model_ref, weights=weights, device=device, batch_size=batch_size, num_threads=num_threads)
+    model = open_model(
+        model_ref, weights=weights, device=device, batch_size=batch_size, num_threads=num_threads, tta=tta
+    )
     labelled = open_labelled(data, model.classes)
     sums = ClassificationSums(len(model.classes))
     bad = [UnreadableImage(uri=entry.uri, reason=entry.reason) for entry in labelled.bad]
@@ -93,6 +102,7 @@ def open_model(
     device: str | None = None,
     batch_size: int = 32,
     num_threads: int = 8,
+    tta: Literal["none", "flip"] = "none",
 ) -> Model:
     """The model that `model_ref` means: an export bundle, a run's best export, the champion that a champion.json
     names, or a backbone's own classifier."""
@@ -102,12 +112,14 @@ def open_model(
     if location.kind not in ("missing", "pattern"):
         if weights != "pretrained":
             raise InputError(f"weights {weights!r}: {model_ref} brings its own; weights are for a backbone's id")
-        return load(_bundle_at(model_ref, location), device=device, batch_size=batch_size, num_threads=num_threads)
+        bundle = _bundle_at(model_ref, location)
+        return load(bundle, device=device, batch_size=batch_size, num_threads=num_threads, tta=tta)
     if storage.is_remote(model_ref) or model_ref.startswith(("/", ".", "~")):
         raise _missing_model(model_ref)
     if "/" in model_ref and not is_library(model_ref.partition("/")[0]):
         raise DataError(f"{_missing_model(model_ref)} (no library of backbones is called so either)")
     module, preprocessing, classes = load_classifier(model_ref, weights)
+    module = Flipped(module) if tta == "flip" else module
     return Model(module, classes, preprocessing, device=device, batch_size=batch_size, num_threads=num_threads)
 
 

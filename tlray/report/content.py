@@ -11,9 +11,12 @@ from tlray import storage
 from tlray.config import RunConfig
 from tlray.config.file import parse_config
 from tlray.data.manifest import Manifest, Split
+from tlray.errors import DataError
 from tlray.report.ranking import Found, read_found
 from tlray.runs.board import make_leaderboard
 from tlray.runs.budget.clock import Spent, read_spent
+from tlray.runs.bundle_sums import METRICS, read_checksums
+from tlray.runs.bundle_sums import read_verified as read_bundle_file
 from tlray.runs.calibration import trial_calibration
 from tlray.runs.combined_rows import Calibration
 from tlray.runs.folder import CONFIG, PLAN, read_verified
@@ -70,6 +73,7 @@ class RunContent:
     leaderboard: Leaderboard
     histories: dict[str, list[dict[str, Any]]]  # trial id -> its epochs, of every trial that has begun
     confusion: Confusion | None  # None while there is no champion
+    mirror_gains: dict[str, dict[str, Any]] = field(default_factory=dict)  # by export, where it averages over a flip
     calibrations: dict[str, Calibration] = field(default_factory=dict)  # of the champion and of the ensemble
     found: Found | None = None  # what became of the ranking, where there was one
     spent: Spent | None = None  # where there was a budget
@@ -116,6 +120,7 @@ def read_run(run_uri: str) -> RunContent:
         histories=_read_histories(run_uri, planned),
         found=read_found(run_uri, leaderboard),
         spent=read_spent(run_uri),
+        mirror_gains=_read_mirror_gains(run_uri),
         calibrations=_read_calibrations(run_uri, leaderboard),
         confusion=_read_confusion(run_uri, champion.trial_id, manifest.classes) if champion is not None else None,
     )
@@ -124,6 +129,24 @@ def read_run(run_uri: str) -> RunContent:
 def _read_histories(run_uri: str, trial_ids: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
     histories = for_each(trial_ids, lambda trial_id: load_history(trial_uri(run_uri, trial_id)))
     return {trial_id: [asdict(metrics) for metrics in history] for trial_id, history in histories.items() if history}
+
+
+def _read_mirror_gains(run_uri: str) -> dict[str, dict[str, Any]]:
+    """What the whole exports there are have measured of their mirror images."""
+    folder = storage.join(run_uri, "exports")
+    try:
+        files = [file.uri for file in storage.list_files(folder) if file.uri.endswith(f"/{METRICS}")]
+    except storage.NotFoundError:
+        return {}
+    found = {}
+    for bundle in sorted(uri.rpartition("/")[0] for uri in files):
+        try:
+            metrics = json.loads(read_bundle_file(bundle, METRICS, read_checksums(bundle)))
+        except DataError:  # `tlray export` makes it again; the rest of the report does not need it
+            continue
+        if metrics.get("tta") is not None:
+            found[bundle.rpartition("/")[2]] = metrics["tta"]
+    return found
 
 
 def _read_calibrations(run_uri: str, leaderboard: Leaderboard) -> dict[str, Calibration]:

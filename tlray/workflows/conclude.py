@@ -33,6 +33,8 @@ def conclude(run: Run, console: Console) -> Outcome:
     write_report(run.uri)  # before the exports: what a sweep has found is shown even where a format fails
     _end_if_not_whole(run, leaderboard)
     exports = export_best(run, leaderboard, run.config.export.top_k)
+    if run.config.export.tta != "none":  # what it gains is measured by the export
+        write_report(run.uri)
     _show_notes([note for note in read_notes(run.uri) if note not in notes], console)
     finish(run)
     return Outcome(run.uri, leaderboard, exports)

@@ -4,12 +4,13 @@ bundles = export_best(run, leaderboard, top_k=1)
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from tlray import storage
 from tlray.catalogue import Preprocessing
@@ -19,9 +20,10 @@ from tlray.data.images import SPLITS
 from tlray.data.read import image_reader
 from tlray.data.transforms import eval_transform
 from tlray.errors import TlrayError
-from tlray.export import export_bundle
-from tlray.export.bundle import BundleFacts, write_bundle
+from tlray.export.bundle import BundleFacts, single_config, write_bundle
 from tlray.export.ensemble import TrainedMember, ensemble_config, identity, view_difference
+from tlray.export.files import BundleConfig
+from tlray.export.mirror import mirror_gain
 from tlray.export.of_run import ENSEMBLE, FOLDER, is_current, remove_outdated
 from tlray.runs.calibration import trial_calibration
 from tlray.runs.champion import history
@@ -62,28 +64,38 @@ def _export(run: Run, row: LeaderboardRow, leaderboard: Leaderboard, promoted: M
     name = re.sub(r"[^A-Za-z0-9_.]+", "-", row.backbone.rpartition("/")[2])
     destination = _place(run, f"{row.rank}-{name}", checkpoint, promoted)
     metrics, temperature = _metrics(run, row, leaderboard)
-    if is_current(destination, metrics, checkpoint, run.manifest.classes):
+    tta = run.config.export.tta
+    if is_current(destination, metrics, checkpoint, run.manifest.classes, tta):
         return destination
     trial, home = _trial(run, row.trial_id), run.uri
     if read_refit(run.uri, row) is not None:
         trial, home = refit_config(trial, row), refit_uri(run.uri)
     backbone = load_trained(trial, home, len(run.manifest.classes))
-    facts = _facts(run, metrics)
-    return export_bundle(
-        model=backbone.model,
-        backbone=trial.backbone,
-        classes=run.manifest.classes,
-        preprocessing=backbone.preprocessing,
-        strategy=row.strategy,
-        params=trial.recipe.model_dump() if home != run.uri else row.params,
-        metrics=facts.metrics,
-        data_summary=facts.data_summary,
-        warnings=facts.warnings,
-        samples=_samples(run, backbone.preprocessing),
-        destination=destination,
-        checkpoint_sha256=checkpoint,
-        temperature=temperature,
+    config = single_config(
+        backbone.model,
+        trial.backbone,
+        run.manifest.classes,
+        backbone.preprocessing,
+        row.strategy,
+        trial.recipe.model_dump() if home != run.uri else row.params,
     )
+    told = {"trial_id": row.trial_id, "checkpoint_sha256": checkpoint, "temperature": temperature, "tta": tta}
+    return _write(run, [backbone.model], config.model_copy(update=told), metrics, destination)
+
+
+def _write(
+    run: Run, networks: Sequence[nn.Module], config: BundleConfig, metrics: Mapping[str, Any], destination: str
+) -> str:
+    """With what the mirror image is worth, where the bundle averages over it."""
+    counts: dict[str, dict[str, int]] = {}
+    for split in SPLITS:
+        of_class = np.bincount(run.manifest.split(split).labels, minlength=len(config.classes)).tolist()
+        counts[split] = dict(zip(config.classes, of_class, strict=True))
+    if config.tta == "flip":
+        read, test = image_reader(run.config.data), run.manifest.split("test")
+        metrics = {**metrics, "tta": mirror_gain(networks, config, [partial(read, one) for one in test], test.labels)}
+    facts = BundleFacts(metrics, counts, run.manifest.warnings)
+    return write_bundle(networks, config, _samples(run, config.image_preprocessing), facts, destination)
 
 
 def _metrics(run: Run, row: LeaderboardRow, leaderboard: Leaderboard) -> tuple[dict[str, Any], float]:
@@ -111,7 +123,8 @@ def _export_ensemble(run: Run, row: EnsembleRow, promoted: Mapping[str, str | No
     combined = identity(list(zip(checkpoints, weights, strict=True)))
     destination = _place(run, ENSEMBLE, combined, promoted)
     metrics = row.model_dump(mode="json")
-    if is_current(destination, metrics, combined, run.manifest.classes):
+    tta = run.config.export.tta
+    if is_current(destination, metrics, combined, run.manifest.classes, tta):
         return destination
     members = [_trained(run, member, sha256) for member, sha256 in zip(row.members, checkpoints, strict=True)]
     try:
@@ -119,15 +132,10 @@ def _export_ensemble(run: Run, row: EnsembleRow, promoted: Mapping[str, str | No
     except TlrayError as error:
         leave_note(run.uri, f"{FOLDER}/{ENSEMBLE} is not exported: {error}")
         return None
-    samples = partial(_samples, run)
-    difference = view_difference(members, config, samples)
-    return write_bundle(
-        [member.backbone.model for member in members],
-        config,
-        samples(config.image_preprocessing),
-        _facts(run, {**metrics, "view_difference": difference}),
-        destination,
-    )
+    difference = view_difference(members, config, partial(_samples, run))
+    networks = [member.backbone.model for member in members]
+    described = {**metrics, "view_difference": difference}
+    return _write(run, networks, config.model_copy(update={"tta": tta}), described, destination)
 
 
 def _trained(run: Run, member: EnsembleMember, checkpoint: str) -> TrainedMember:
@@ -160,12 +168,3 @@ def _samples(run: Run, preprocessing: Preprocessing) -> torch.Tensor:
     return torch.stack(
         [eval_transform(torch.from_numpy(decode(data)).permute(2, 0, 1), preprocessing) for data in images]
     )
-
-
-def _facts(run: Run, metrics: Mapping[str, object]) -> BundleFacts:
-    classes = run.manifest.classes
-    counts: dict[str, dict[str, int]] = {}
-    for split in SPLITS:
-        of_class = np.bincount(run.manifest.split(split).labels, minlength=len(classes)).tolist()
-        counts[split] = dict(zip(classes, of_class, strict=True))
-    return BundleFacts(metrics, counts, run.manifest.warnings)

@@ -27,7 +27,10 @@ BASELINE = {"backbone": {"id": "timm/resnet10t", "weights": "none", "input_size"
 CONFIGS: dict[str, dict[str, Any]] = {
     "activations": {
         "backbones": [{**MOBILENET, "input_size": 160}],
-        "strategies": ["linear_probe", {"strategy": "partial", "trainable_blocks": 4}],
+        "strategies": [
+            {"strategy": "linear_probe", "solver": "gradient"},
+            {"strategy": "partial", "trainable_blocks": 4},
+        ],
         "search_space": {"lr": {"grid": [0.0003, 0.001, 0.003, 0.01]}},
         "training": {"epochs": 10},
     },

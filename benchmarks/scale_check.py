@@ -73,7 +73,10 @@ def real_run(folder: Path, materialise: str, workers: int) -> Path:
         **small_config(folder / name, materialise),
         "name": name,
         "backbones": BACKBONES[:1],
-        "strategies": ["linear_probe", {"strategy": "partial", "trainable_blocks": 6}],
+        "strategies": [
+            {"strategy": "linear_probe", "solver": "gradient"},
+            {"strategy": "partial", "trainable_blocks": 6},
+        ],
     }
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config))

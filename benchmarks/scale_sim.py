@@ -42,7 +42,7 @@ from tlray.runs.budget.estimate import EXPORT_SECONDS, PROBE_SHARE, REPORT_SECON
 from tlray.runs.budget.machines import USUAL_PROCESS
 from tlray.runs.plan import Plan, load_plan
 
-STRATEGIES = ["linear_probe", {"strategy": "partial", "trainable_blocks": 3}]
+STRATEGIES = [{"strategy": "linear_probe", "solver": "gradient"}, {"strategy": "partial", "trainable_blocks": 3}]
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 IMAGES, TRIALS, EPOCHS = 1_000_000, 200, 10
 VALIDATION_SHARE = 0.1

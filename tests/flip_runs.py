@@ -54,7 +54,7 @@ def make_config(folder: Path) -> RunConfig:
             "storage": str(folder / "runs"),
             "data": {"train": str(make_images(folder / "images")), "max_bad_fraction": 0.5},
             "backbones": [network],
-            "strategies": ["linear_probe"],
+            "strategies": [{"strategy": "linear_probe", "solver": "gradient"}],
             "training": {"epochs": 3, "batch_size": 8, "augmentation": "none", "checkpoint_steps": 1},
             "baseline": {"backbone": network},
         }

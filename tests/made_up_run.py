@@ -24,7 +24,11 @@ from tlray.training.epoch import EpochMetrics
 from tlray.training.record import Progress, save_history
 
 NUM_EPOCHS = 4
-STRATEGIES = ("linear_probe", {"strategy": "partial", "trainable_blocks": 2}, "full")
+STRATEGIES = (
+    {"strategy": "linear_probe", "solver": "gradient"},
+    {"strategy": "partial", "trainable_blocks": 2},
+    "full",
+)
 
 
 def make_run(

@@ -149,7 +149,10 @@ def activation_pass(name: str, images: Path, storage: Path, blocks: int, device:
             "storage": str(storage),
             "data": {"train": str(images), "memory_cache_mb": 0},
             "backbones": [{"id": f"torchvision/{name}", "weights": "none"}],
-            "strategies": ["linear_probe", {"strategy": "partial", "trainable_blocks": blocks}],
+            "strategies": [
+                {"strategy": "linear_probe", "solver": "gradient"},
+                {"strategy": "partial", "trainable_blocks": blocks},
+            ],
             "training": {"augmentation": "none", "epochs": 3},
             "activations": {"materialise": "always"},
         }

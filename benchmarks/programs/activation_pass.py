@@ -23,7 +23,10 @@ def main(images: str, storage: str) -> None:
             "storage": storage,
             "data": {"train": images},
             "backbones": [{"id": "torchvision/mobilenet_v2", "weights": "none"}],
-            "strategies": ["linear_probe", {"strategy": "partial", "trainable_blocks": 5}],
+            "strategies": [
+                {"strategy": "linear_probe", "solver": "gradient"},
+                {"strategy": "partial", "trainable_blocks": 5},
+            ],
             "training": {"augmentation": "none"},
             "activations": {"materialise": "always"},
         }

@@ -52,7 +52,11 @@ def sweep_config(images: str, storage: str, cache: Path, **fields: Any) -> str:
         "storage": storage,
         "data": {"train": images, "val_fraction": 0.25, "test_fraction": 0.25, "prepare": "always"},
         "backbones": [NETWORK],
-        "strategies": ["linear_probe", {"strategy": "partial", "trainable_blocks": 1}, "full"],
+        "strategies": [
+            {"strategy": "linear_probe", "solver": "gradient"},
+            {"strategy": "partial", "trainable_blocks": 1},
+            "full",
+        ],
         "search_space": {"lr": {"grid": [0.003, 0.01]}},
         "training": {"epochs": 3, "batch_size": 8, "augmentation": "light"},
         "baseline": {"backbone": NETWORK},

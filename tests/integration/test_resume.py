@@ -26,7 +26,7 @@ def write_config(folder: Path, **fields: Any) -> Path:
     config = {
         "name": "resumed",
         "backbones": [NETWORK],
-        "strategies": ["linear_probe", "full"],
+        "strategies": [{"strategy": "linear_probe", "solver": "gradient"}, "full"],
         "training": {"epochs": 4, "batch_size": 8, "augmentation": "standard"},
         "search_space": {"lr": {"grid": [0.001, 0.01]}},
         "baseline": {"backbone": NETWORK},

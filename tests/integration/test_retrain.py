@@ -76,7 +76,7 @@ def write_config(images: Path, tmp_path: Path) -> WriteConfig:
             "storage": str(tmp_path / "runs"),
             "data": {"train": str(images), "val_fraction": 0.15, "test_fraction": TEST_FRACTION},
             "backbones": [NETWORK],
-            "strategies": ["linear_probe"],
+            "strategies": [{"strategy": "linear_probe", "solver": "gradient"}],
             "training": {"epochs": 2, "batch_size": 16, "lr": HOPELESS, "augmentation": "none"},
             "baseline": {"backbone": NETWORK, "training": {"epochs": 1}},
             "activations": {"materialise": "always"},

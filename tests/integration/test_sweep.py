@@ -27,7 +27,8 @@ from tlray.workflows.run import resume, run
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
 MakeConfig = Callable[..., RunConfig]
 LONG = {"epochs": 200}
-ON_IMAGES = {"strategies": ["linear_probe"], "activations": {"materialise": "never"}}
+BY_GRADIENTS = {"strategy": "linear_probe", "solver": "gradient"}
+ON_IMAGES = {"strategies": [BY_GRADIENTS], "activations": {"materialise": "never"}}
 
 
 def sweep(config: RunConfig) -> tuple[str, dict[str, TrialResult]]:
@@ -87,7 +88,7 @@ def test_two_workers_train_like_one(make_config: MakeConfig, tmp_path: Path) -> 
     vit = {"id": "timm/test_vit", "weights": "none", "input_size": 32}
     fields = {
         "backbones": [vit],
-        "strategies": ["linear_probe"],
+        "strategies": [BY_GRADIENTS],
         "baseline": {"backbone": vit},  # scratch trains all
         "activations": {"materialise": "always", "fuse_probes": False},
         "sweep": {"scheduler": "fifo", "workers_per_trial": 2},

@@ -27,6 +27,7 @@ from tlray.training.worker import local_worker
 
 NETWORK = {"id": "timm/test_resnet", "weights": "none", "input_size": 32}
 PLAIN = {"epochs": 3, "batch_size": 8, "lr": 0.003, "augmentation": "none"}
+BY_GRADIENTS = {"strategy": "linear_probe", "solver": "gradient"}
 RATES = {"search_space": {"lr": {"grid": [0.003, 0.01, 0.03]}}}
 PARTIAL = {"strategy": "partial", "trainable_blocks": 2}
 GRADUAL = {"strategy": "gradual", "unfreeze": {2: 2, 3: "all"}}
@@ -102,7 +103,7 @@ def test_trials_on_activations_train_like_trials_on_images(
     """
     fields = {
         "backbones": [{**NETWORK, "id": network}],
-        "strategies": ["linear_probe", PARTIAL, GRADUAL],
+        "strategies": [BY_GRADIENTS, PARTIAL, GRADUAL],
         "training": {**PLAIN, "lr": 0.001},
     }
     _, _, live = execute(**fields, activations={"materialise": "never"})
@@ -117,7 +118,7 @@ def test_trials_on_rows_that_the_device_holds_are_those_on_rows_that_stream_in(
 ) -> None:
     fields = {
         "backbones": [{**NETWORK, "id": network}],
-        "strategies": ["linear_probe", PARTIAL],
+        "strategies": [BY_GRADIENTS, PARTIAL],
         "training": {**PLAIN, "augmentation": "light", "views": 2},
     }
     _, streamed, losses = execute(**fields)
@@ -129,10 +130,10 @@ def test_trials_on_rows_that_the_device_holds_are_those_on_rows_that_stream_in(
 
 def test_views_are_drawn_once_for_the_training_images_alone(execute: Execute) -> None:
     training = {**PLAIN, "augmentation": "standard", "views": 3, "epochs": 4}
-    run, rows, _ = execute(strategies=["linear_probe"], training=training)
+    run, rows, _ = execute(strategies=[BY_GRADIENTS], training=training)
     num = {split: len(run.manifest.split(split)) for split in ("train", "val", "test")}
     assert computed(rows) == 3 * num["train"] + num["val"] + num["test"]
-    _, rows, _ = execute(strategies=["linear_probe"], training={**training, "views": 0})
+    _, rows, _ = execute(strategies=[BY_GRADIENTS], training={**training, "views": 0})
     assert computed(rows) == 4 * (num["train"] + num["val"])
 
 

@@ -203,3 +203,20 @@ def test_at_least_one_backbone_and_one_strategy_are_needed() -> None:
 
 def test_sections_compare_by_value() -> None:
     assert StrategyConfig(strategy="full") == with_strategy("full").strategies[0]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "training", "message"),
+    [
+        ({"strategy": "full", "solver": "lbfgs"}, {}, "solver belongs to linear_probe, not to full"),
+        ({"strategy": "partial", "trainable_blocks": 1, "solver": "gradient"}, {}, "not to partial"),
+        ({"strategy": "linear_probe", "solver": "lbfgs", "training": {"lr": 1}}, {}, "solver lbfgs has no lr"),
+        ({"strategy": "linear_probe", "solver": "lbfgs"}, {"freeze_bn": False}, "training.freeze_bn is false"),
+    ],
+)
+def test_a_solver_that_does_not_fit_is_refused_with_the_reason(
+    strategy: dict[str, object], training: dict[str, object], message: str
+) -> None:
+    fields = {"name": "x", "data": {"train": "d"}, "backbones": ["timm/a"], "training": training}
+    with pytest.raises(ValueError, match=message):
+        RunConfig.model_validate({**fields, "strategies": [strategy]})

@@ -23,7 +23,7 @@ def config(tmp_path: Path, image_folder: Path) -> RunConfig:
             "storage": str(tmp_path / "runs"),
             "data": {"train": str(image_folder)},
             "backbones": [network],
-            "strategies": ["linear_probe"],
+            "strategies": [{"strategy": "linear_probe", "solver": "gradient"}],
             "search_space": {"lr": {"grid": [0.01, 0.001]}},
             "training": {"epochs": 2, "batch_size": 8, "augmentation": "none"},
             "baseline": {"backbone": network, "training": {"epochs": 1}},

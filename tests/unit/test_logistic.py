@@ -73,9 +73,10 @@ def test_a_solved_probe_is_the_best_strength_of_the_folds_on_standardised_featur
     features, labels = made_up(50, 30, num_classes)
     features = 7 + features * np.linspace(0.01, 30, 30)
     features[:, 5] = 3.25  # constant
-    solution = solve(torch.tensor(features), torch.tensor(labels), num_classes, seed=1)
+    solution = solve([torch.tensor(features)], torch.tensor(labels), num_classes, seed=1)
     scaled = StandardScaler().fit_transform(features)
     folds = stratified_folds(labels, seed=1)
+    assert len(solution.held_out) in (5, 10)
     for strength, loss in solution.held_out.items():
         out = np.zeros((50, num_classes))
         for fold in range(FOLDS):
@@ -92,9 +93,9 @@ def test_a_solved_probe_is_the_best_strength_of_the_folds_on_standardised_featur
 
 def test_a_portion_of_the_problems_at_a_time_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = (torch.tensor(part) for part in made_up(40, 12, 3))
-    whole = solve(features, labels, 3, seed=0)
+    whole = solve([features], labels, 3, seed=0)
     monkeypatch.setattr(probe_solution, "LARGEST_STACK", 200_000)  # seven problems of fifty
-    parts = solve(features, labels, 3, seed=0)
+    parts = solve([features], labels, 3, seed=0)
     assert parts.strength == whole.strength
     assert list(parts.held_out.values()) == pytest.approx(list(whole.held_out.values()), rel=1e-3)
     torch.testing.assert_close(parts.weight, whole.weight)
@@ -112,9 +113,8 @@ def test_folds_spread_every_class_evenly_and_never_hold_out_an_only_image() -> N
 
 def test_one_image_a_class_and_classes_without_any_are_no_obstacle() -> None:
     features = torch.eye(3, 8)
-    solution = solve(features, torch.tensor([0, 1, 3]), num_classes=5, seed=0)
+    solution = solve([features], torch.tensor([0, 1, 3]), num_classes=5, seed=0)
     assert solution.held_out == {}
-    assert solution.strength == pytest.approx(1.0, rel=2)
     assert solution.strength in STRENGTHS
     logits = features @ solution.weight.T + solution.bias
     assert logits.argmax(dim=1).tolist() == [0, 1, 3]
@@ -123,6 +123,21 @@ def test_one_image_a_class_and_classes_without_any_are_no_obstacle() -> None:
 
 def test_features_far_from_zero_keep_their_digits() -> None:
     features, labels = made_up(40, 6, 2)
-    near = solve(torch.tensor(features), torch.tensor(labels), 2, seed=0)
-    far = solve(torch.tensor(features + 1000), torch.tensor(labels), 2, seed=0)
+    near = solve([torch.tensor(features)], torch.tensor(labels), 2, seed=0)
+    far = solve([torch.tensor(features + 1000)], torch.tensor(labels), 2, seed=0)
     torch.testing.assert_close(far.weight, near.weight, rtol=1e-4, atol=1e-6)
+
+
+def test_augmented_draws_are_further_rows_that_share_the_weight_of_their_image() -> None:
+    features, labels = made_up(40, 10, 3)
+    other = features + 0.3 * np.random.default_rng(5).normal(size=features.shape)
+    solution = solve([torch.tensor(features), torch.tensor(other)], torch.tensor(labels), 3, seed=0)
+    plain = solve([torch.tensor(features)], torch.tensor(labels), 3, seed=0)
+    assert solution.held_out == plain.held_out, "the strength is chosen on what is not augmented"
+    both = StandardScaler().fit(np.concatenate([features, other]))
+    rows, twice = both.transform(np.concatenate([features, other])), np.concatenate([labels, labels])
+    expected = theirs(solution.strength, rows, twice, np.full(80, 0.5)).predict_proba(both.transform(features))
+    logits = torch.tensor(features, dtype=torch.float32) @ solution.weight.T + solution.bias
+    np.testing.assert_allclose(logits.softmax(dim=1).numpy(), expected, atol=TOLERANCE)
+    again = solve([torch.tensor(features)] * 3, torch.tensor(labels), 3, seed=0)
+    torch.testing.assert_close(again.weight, plain.weight, rtol=1e-3, atol=1e-5)

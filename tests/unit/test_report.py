@@ -238,6 +238,15 @@ def test_only_hyper_parameters_that_differ_are_shown_per_trial(tmp_path):
     assert "lr" not in shared_params(results)
 
 
+def test_a_solved_probe_shows_how_it_was_found_and_leaves_the_others_rates_alone(tmp_path):
+    make_run(str(tmp_path))
+    results = load_results(str(tmp_path))
+    solved = results[1].model_copy(update={"params": {"solver": "lbfgs", "augmentation": "none", "C": 0.046}})
+    assert varying_params([solved, *results]) == ["solver", "augmentation", "C", "lr"]
+    assert shared_params([solved, *results])["epochs"] == 4
+    assert varying_params([*results, solved])[-2:] == ["solver", "C"]
+
+
 def test_models_are_listed_with_the_figures_that_are_published():
     facts = ModelFacts(id="timm/some_model.a1_in1k", weights=("a1_in1k",), input_size=224, top1=80.5)
     text = printed(models_table([facts]))

@@ -8,6 +8,7 @@ from scipy import stats
 
 from tlray.config import RunConfig
 from tlray.config.search_space import list_trials
+from tlray.config.training import OF_FEATURES
 
 
 def make_config(**fields: Any) -> RunConfig:
@@ -34,7 +35,7 @@ def test_the_baseline_comes_first_and_trains_from_scratch_with_its_own_recipe() 
 def test_every_grid_value_meets_every_backbone_and_strategy() -> None:
     config = make_config(
         backbones=["timm/a", "timm/b"],
-        strategies=["linear_probe", "full"],
+        strategies=[{"strategy": "linear_probe", "solver": "gradient"}, "full"],
         search_space={"lr": {"grid": [0.1, 0.01, 0.001]}, "batch_size": {"grid": [8, 16]}},
     )
     trials = list_trials(config)[1:]
@@ -78,7 +79,10 @@ def test_another_backbone_does_not_change_the_draws_of_the_others() -> None:
 
 def test_a_value_that_a_strategy_fixes_is_not_searched_for_it() -> None:
     config = make_config(
-        strategies=["linear_probe", {"strategy": "full", "training": {"lr": 0.0001}}],
+        strategies=[
+            {"strategy": "linear_probe", "solver": "gradient"},
+            {"strategy": "full", "training": {"lr": 0.0001}},
+        ],
         search_space={"lr": {"grid": [0.1, 0.01]}},
     )
     rates = [(t.strategy.strategy, t.recipe.lr) for t in list_trials(config)[1:]]
@@ -143,3 +147,58 @@ def test_a_warm_start_comes_first_and_once_and_changes_no_other_trial() -> None:
     assert found[1].trial_id == "001-a-full"
     assert found[2].recipe == plain[1].recipe
     assert [trial.recipe.lr for trial in repeated[1:]] == [0.001, 0.1], "what the search comes upon again is left out"
+
+
+def test_a_solved_probe_is_one_trial_a_backbone_whatever_is_searched_for_gradients() -> None:
+    config = make_config(
+        backbones=["timm/a", "timm/b"],
+        strategies=["linear_probe", "full"],
+        search_space={"lr": {"grid": [0.1, 0.01]}, "weight_decay": {"loguniform": [1e-5, 1e-2]}},
+        sweep={"num_samples": 3},
+        training={"augmentation": "light", "views": 2},
+    )
+    probes = [trial for trial in list_trials(config) if trial.strategy.strategy == "linear_probe"]
+    assert [trial.backbone.id for trial in probes] == ["timm/a", "timm/b"]
+    for trial in probes:
+        assert (trial.is_solved, trial.epochs, trial.strategy.solver) == (True, 1, "lbfgs")
+        assert trial.params == {"solver": "lbfgs", **trial.recipe.model_dump(include=set(OF_FEATURES))}
+        assert (trial.params["augmentation"], trial.params["views"]) == ("light", 2)
+    assert len(list_trials(config)) == 1 + 2 * (1 + 6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "solver"),
+    [
+        ({}, "lbfgs"),
+        ({"training": {"augmentation": "none", "views": 2, "precision": "float32"}}, "lbfgs"),
+        ({"training": {"lr": 0.1}}, "gradient"),
+        ({"training": {"epochs": 3}}, "gradient"),
+        ({"search_space": {"momentum": {"grid": [0.5, 0.9]}}}, "gradient"),
+        ({"search_space": {"views": {"grid": [1, 4]}}}, "lbfgs"),
+        ({"solver": "gradient"}, "gradient"),
+        ({"solver": "lbfgs"}, "lbfgs"),
+    ],
+)
+def test_a_probe_is_solved_unless_its_own_entry_sets_what_only_gradients_use(
+    fields: dict[str, Any], solver: str
+) -> None:
+    config = make_config(strategies=[{"strategy": "linear_probe", **fields}], training={"lr": 0.5, "epochs": 7})
+    assert {trial.strategy.solver for trial in list_trials(config)[1:]} == {solver}
+    frozen = {"freeze_bn": False}
+    if fields.get("solver") != "lbfgs":
+        config = make_config(strategies=[{"strategy": "linear_probe", **fields}], training=frozen)
+        assert {trial.strategy.solver for trial in list_trials(config)[1:]} == {"gradient"}
+
+
+def test_a_champion_of_before_solvers_is_trained_by_its_recipe_again() -> None:
+    start = {"backbone": {"id": "timm/a"}, "strategy": {"strategy": "linear_probe"}, "training": {"lr": 0.03}}
+    trials = list_trials(make_config(strategies=["linear_probe"], warm_start=start))[1:]
+    assert [(trial.strategy.solver, trial.recipe.lr) for trial in trials] == [("gradient", 0.03), ("lbfgs", 0.001)]
+    start |= {"strategy": {"strategy": "linear_probe", "solver": "lbfgs"}, "training": {}}
+    assert len(list_trials(make_config(strategies=["linear_probe"], warm_start=start))) == 2, "it is not repeated"
+
+
+def test_a_solved_probe_needs_no_known_recipe() -> None:
+    space = {"lr": {"loguniform": [1e-5, 1e-1]}}
+    trials = list_trials(make_config(strategies=["linear_probe", "full"], search_space=space, known_recipe="auto"))
+    assert [trial.strategy.strategy for trial in trials] == ["scratch", "linear_probe", "full"]

@@ -59,6 +59,7 @@ class _Readers:
     trials: list[str] = dataclasses.field(default_factory=list)
     num_reads: int = 0
     with_test: bool = False
+    solved: bool = False  # a linear probe among them is
 
 
 def plan_sources(
@@ -110,7 +111,7 @@ def _demands(manifest: Manifest, backbone: Backbone, trials: Iterable[TrialConfi
     for trial in trials:
         recipe = trial.recipe
         plain = recipe.augmentation == "none" or recipe.views == 1
-        blocks = blocks_by_epoch(trial.strategy, backbone, recipe.epochs)
+        blocks = blocks_by_epoch(trial.strategy, backbone, trial.epochs)
         num_blocks = max(1, len(backbone.blocks))
         for trainable, epochs in Counter(blocks).items():
             if trainable >= num_blocks:
@@ -123,6 +124,7 @@ def _demands(manifest: Manifest, backbone: Backbone, trials: Iterable[TrialConfi
             )
             readers = demands[demand]
             readers.trials.append(trial.trial_id)
+            readers.solved |= trial.is_solved
             readers.num_reads += epochs * (num["train"] + num["val"])
             if trainable == max(blocks):
                 readers.with_test = True
@@ -172,6 +174,8 @@ def _decide(
         wins, reason = False, problem
     elif choice != "auto":
         wins, reason = choice == "always", f"activations.materialise: {choice}"
+    elif readers.solved:  # as often as they are read, once, it costs the same: but later runs and a resume find them
+        wins, reason = True, "a solved probe reads them, and later runs"
     elif materialise < recompute:
         wins, reason = True, f"{recompute / max(materialise, 1e-9):.1f}x cheaper than recomputing"
     else:

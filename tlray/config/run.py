@@ -135,7 +135,8 @@ class RunConfig(Section):
         backbones = len(self.backbones) if isinstance(self.backbones, tuple) else self.backbones.limit
         strategies = self.strategies if self.strategies != "auto" else ()
         of_each = [self._grid_size(strategy) for strategy in strategies] or [1]
-        total = backbones * self.sweep.num_samples * sum(of_each)
+        solved = [strategy for strategy in strategies if self._is_solved(strategy) and not strategy.search_space]
+        total = backbones * (self.sweep.num_samples * (sum(of_each) - len(solved)) + len(solved))
         if total > MOST_TRIALS:
             raise ValueError(
                 f"sweep.num_samples {self.sweep.num_samples} makes {total} trials of {backbones} backbones, "
@@ -145,8 +146,11 @@ class RunConfig(Section):
         return self
 
     def _grid_size(self, strategy: StrategyConfig) -> int:
-        space = {**self.search_space, **strategy.search_space}
+        space = {**({} if self._is_solved(strategy) else self.search_space), **strategy.search_space}
         return math.prod(len(space[key].grid or (0,)) for key in space if key not in strategy.training)
+
+    def _is_solved(self, strategy: StrategyConfig) -> bool:
+        return strategy.chosen_solver(self.training) == "lbfgs"
 
     @model_validator(mode="after")
     def recipes_are_valid(self) -> "RunConfig":
@@ -155,4 +159,9 @@ class RunConfig(Section):
         for i, strategy in enumerate(self.strategies if self.strategies != "auto" else ()):
             check_recipe_values(f"strategies.{i}.training", strategy.training)
             check_space(f"strategies.{i}.search_space", strategy.search_space)
+            if strategy.solver == "lbfgs" and not self.training.freeze_bn:
+                raise ValueError(
+                    f"strategies.{i}.solver lbfgs needs features that stay as they are, and training.freeze_bn is "
+                    "false: set it to true, or set solver: gradient"
+                )
         return self

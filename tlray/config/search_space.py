@@ -28,36 +28,59 @@ def list_trials(config: RunConfig) -> list[TrialConfig]:
     trials = [_baseline(config)]
     first = config.warm_start
     if first is not None:
-        trials.append(_trial(config, len(trials), first.backbone, first.strategy, first.training))
+        trials.append(_trial(config, len(trials), first.backbone, _of_warm_start(first), first.training))
     strategies = config.strategies if config.strategies != "auto" else (StrategyConfig(strategy="linear_probe"),)
     for backbone in config.chosen_backbones:
         known = _known(config, strategies)
-        if known is not None and not _is_first(first, backbone, *known):
+        if known is not None and not _is_first(config, backbone, *known):
             trial = _trial(config, len(trials), backbone, *known)
             trials.append(trial.model_copy(update={"is_known_recipe": True}))
         for strategy in strategies:
             for values in _draws(config, backbone, strategy):
                 recipe = _recipe(config.training, {**values, **strategy.training}, where="strategies.training")
-                if (strategy, recipe) != known and not _is_first(first, backbone, strategy, recipe):
+                if (strategy, recipe) != known and not _is_first(config, backbone, strategy, recipe):
                     trials.append(_trial(config, len(trials), backbone, strategy, recipe))
     return trials
 
 
 def _known(config: RunConfig, strategies: Sequence[StrategyConfig]) -> tuple[StrategyConfig, Recipe] | None:
-    """The first strategy that keeps pre-trained weights, with its known recipe; None where none is asked for."""
+    """The first strategy that keeps pre-trained weights, with its known recipe; None where none is asked for.
+
+    A solved probe is what one would do by hand, and has no rate that could be known.
+    """
     spaces = [config.search_space, *(strategy.search_space for strategy in strategies)]
     drawn = any(dimension.grid is None for space in spaces for dimension in space.values())
     if config.known_recipe == "never" or (config.known_recipe == "auto" and not drawn):
         return None
     strategy = next((s for s in strategies if s.strategy != "scratch"), strategies[0])
+    if _is_solved(config, strategy):
+        return None
     values = {**KNOWN_RECIPES[strategy.strategy], **strategy.training}
     return strategy, _recipe(config.training, values, where="strategies.training")
 
 
-def _is_first(first: WarmStart | None, backbone: BackboneConfig, strategy: StrategyConfig, recipe: Recipe) -> bool:
+def _of_warm_start(first: WarmStart) -> StrategyConfig:
+    """Its recipe is a trial's, so that a linear probe is one by gradients unless it says that it was solved."""
+    is_probe = first.strategy.strategy == "linear_probe" and first.strategy.solver == "auto"
+    return first.strategy.model_copy(update={"solver": "gradient"}) if is_probe else first.strategy
+
+
+def _is_first(config: RunConfig, backbone: BackboneConfig, strategy: StrategyConfig, recipe: Recipe) -> bool:
     """Whether this is the warm start over again; what a strategy searches is no part of it by then."""
-    bare = strategy.model_copy(update={"training": {}, "search_space": {}})
-    return first is not None and (backbone, bare, recipe) == (first.backbone, first.strategy, first.training)
+    first = config.warm_start
+    if first is None:
+        return False
+    return (backbone, _bare(config, strategy), recipe) == (first.backbone, _of_warm_start(first), first.training)
+
+
+def _is_solved(config: RunConfig, strategy: StrategyConfig) -> bool:
+    return strategy.chosen_solver(config.training) == "lbfgs"
+
+
+def _bare(config: RunConfig, strategy: StrategyConfig) -> StrategyConfig:
+    """Which blocks train, and how: its recipe is a trial's by now, and its search is resolved."""
+    solver = strategy.chosen_solver(config.training)
+    return strategy.model_copy(update={"training": {}, "search_space": {}, "solver": solver})
 
 
 def _baseline(config: RunConfig) -> TrialConfig:
@@ -77,8 +100,7 @@ def _trial(
 ) -> TrialConfig:
     if strategy.strategy == "scratch":
         backbone = backbone.model_copy(update={"weights": "none"})
-    # The search has been resolved into the recipe: what remains of the strategy is which blocks train.
-    strategy = strategy.model_copy(update={"training": {}, "search_space": {}})
+    strategy = _bare(config, strategy)
     name = re.sub(r"[^A-Za-z0-9_.]+", "-", f"{backbone.id.rpartition('/')[2]}-{strategy.label}").strip("-")
     return TrialConfig(
         trial_id=f"{index:03d}-{name}", backbone=backbone, strategy=strategy, recipe=recipe, seed=config.seed
@@ -91,7 +113,13 @@ def _recipe(defaults: Recipe, values: dict[str, Any], *, where: str) -> Recipe:
 
 def _draws(config: RunConfig, backbone: BackboneConfig, strategy: StrategyConfig) -> Iterator[dict[str, Any]]:
     """The searched values of each trial of one backbone and strategy; a value that the strategy fixes is not drawn."""
-    space = {**config.search_space, **strategy.search_space}
+    if _is_solved(config, strategy):
+        space = strategy.search_space
+        if not space:
+            yield {}
+            return
+    else:
+        space = {**config.search_space, **strategy.search_space}
     space = {key: dimension for key, dimension in sorted(space.items()) if key not in strategy.training}
     grids = {key: dimension.grid for key, dimension in space.items() if dimension.grid is not None}
     drawn = {key: dimension for key, dimension in space.items() if dimension.grid is None}

@@ -70,6 +70,10 @@ class Recipe(Section):
     checkpoint_steps: Whole = Field(1000, ge=1, le=10**9, description="batches between checkpoints inside a long epoch")
 
 
+# Recipe values that a probe by gradients has no use without; the others say how features are computed.
+OF_FEATURES = ("augmentation", "views", "precision", "deterministic", "checkpoint_steps")
+
+
 class Space(Section):
     """Values that a hyper-parameter is searched over; exactly one of the four, with Ray Tune's meaning."""
 
@@ -135,6 +139,12 @@ class StrategyConfig(Section):
     )
     training: dict[str, Any] = Field(default_factory=dict, description="recipe values for this strategy only")
     search_space: dict[str, Space] = Field(default_factory=dict)
+    solver: Literal["auto", "lbfgs", "gradient"] = Field(
+        "auto",
+        description="linear_probe. lbfgs: solved as a logistic regression on the features, its regularisation by "
+        "cross-validation; gradient: trained by the recipe; auto: lbfgs, unless training or search_space of this "
+        "strategy set what only gradients use (lr, epochs, ...), or freeze_bn is false",
+    )
 
     @model_validator(mode="after")
     def arguments_fit_the_strategy(self) -> "StrategyConfig":
@@ -145,7 +155,22 @@ class StrategyConfig(Section):
             raise ValueError(f"{partial[0]} belongs to partial, not to {self.strategy}")
         if self.strategy != "gradual" and self.unfreeze is not None:
             raise ValueError(f"unfreeze belongs to gradual, not to {self.strategy}")
+        if self.strategy != "linear_probe" and self.solver != "auto":
+            raise ValueError(f"solver belongs to linear_probe, not to {self.strategy}")
+        if self.solver == "lbfgs" and self._of_gradients:
+            raise ValueError(f"solver lbfgs has no {self._of_gradients[0]}: remove it, or set solver: gradient")
         return self
+
+    @property
+    def _of_gradients(self) -> list[str]:
+        """What its own training and search_space set that a solved probe has no use for."""
+        return [key for key in {**self.training, **self.search_space} if key not in OF_FEATURES]
+
+    def chosen_solver(self, training: Recipe) -> Literal["auto", "lbfgs", "gradient"]:
+        """The solver with "auto" decided, under the run's recipe; "auto" of what is no linear probe."""
+        if self.strategy != "linear_probe" or self.solver != "auto":
+            return self.solver
+        return "gradient" if self._of_gradients or not training.freeze_bn else "lbfgs"
 
     @property
     def label(self) -> str:
@@ -177,6 +202,22 @@ class TrialConfig(Section):
     seed: int
     is_baseline: bool = False
     is_known_recipe: bool = False  # see known_recipe.py: never stopped early
+
+    @property
+    def is_solved(self) -> bool:
+        """Whether its head is solved for and not trained; `epochs` is then 1."""
+        return self.strategy.solver == "lbfgs"
+
+    @property
+    def epochs(self) -> int:
+        return 1 if self.is_solved else self.recipe.epochs
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The recipe as rows and plans show it: of a solved probe, what it depends on."""
+        if not self.is_solved:
+            return self.recipe.model_dump()
+        return {"solver": self.strategy.solver, **self.recipe.model_dump(include=set(OF_FEATURES))}
 
 
 def recipe_value(where: str, key: str, value: Any) -> Any:

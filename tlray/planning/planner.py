@@ -40,6 +40,7 @@ from tlray.runs.plan import Plan, PlannedRun, PlannedTrial
 from tlray.runs.prepare import with_absolute_locations
 from tlray.runs.stopping import words_on_stopping
 from tlray.training.loop import thaw_plan
+from tlray.training.solved_probe import as_they_can_be_found
 
 
 def plan_run(
@@ -107,6 +108,7 @@ def make_plan(config: RunConfig, manifest: Manifest, trials: Sequence[TrialConfi
     planned: dict[str, PlannedTrial] = {}
     found: list[ActivationSource] = []
     timed: dict[str, TimedTrial] = {}
+    as_found: dict[str, TrialConfig] = {}
     notes: list[str] = []
     store = open_store(config)
     speed = measure_speed(store.uri)
@@ -116,6 +118,9 @@ def make_plan(config: RunConfig, manifest: Manifest, trials: Sequence[TrialConfi
         )
         notes += backbone.notes
         same = [trial for trial in trials if trial.backbone.model_dump_json() == config_key]
+        same, unsolved = as_they_can_be_found(same, backbone, num_images["train"])
+        notes += unsolved
+        as_found |= {trial.trial_id: trial for trial in same}
         planned |= {trial.trial_id: _planned(config, trial, backbone, num_images) for trial in same}
         sources = plan_sources(config, manifest, backbone, same, store, speed, num_threads=machines.pass_threads)
         timed |= time_trials(config, manifest, backbone, same, sources)  # last: it trains the model
@@ -125,6 +130,7 @@ def make_plan(config: RunConfig, manifest: Manifest, trials: Sequence[TrialConfi
         planned = {trial_id: _with_share(trial, timed[trial_id]) for trial_id, trial in planned.items()}
         machines = machines.sharing([trial.gpu_share for trial in planned.values()])
     shares = {trial_id: trial.gpu_share for trial_id, trial in planned.items() if trial.gpu_share < 1}
+    trials = [as_found[trial.trial_id] for trial in trials]
     costs = [trial_cost(config, trial, timed[trial.trial_id], sources, speed.gather, num_images) for trial in trials]
     dropped = beyond_budget(config, trials, costs, sources, machines)
     return Plan(
@@ -154,14 +160,14 @@ def _planned(config: RunConfig, trial: TrialConfig, backbone: Backbone, num_imag
         backbone=trial.backbone.id,
         weights=trial.backbone.weights,
         strategy=trial.strategy.label,
-        params=trial.recipe.model_dump(),
-        epochs=trial.recipe.epochs,
+        params=trial.params,
+        epochs=trial.epochs,
         num_params=sum(p.numel() for p in parameters),
         num_trainable_params=sum(p.numel() for p in parameters if p.requires_grad),
         num_blocks=len(backbone.blocks),
         trainable_blocks=most,
         input_size=backbone.preprocessing.input_size,
-        image_passes=trial.recipe.epochs * (num_images["train"] + num_images["val"]) + num_images["test"],
+        image_passes=trial.epochs * (num_images["train"] + num_images["val"]) + num_images["test"],
         gpu_share=share,
     )
 

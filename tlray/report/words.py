@@ -5,6 +5,8 @@ from typing import Any
 
 from tlray.runs.results import TrialResult
 
+OF_SOLVED_PROBES = ("solver", "C")
+
 
 def percent(fraction: float | None) -> str:
     """0.9333 -> "93.3"; of nothing "-"."""
@@ -43,14 +45,18 @@ def count(number: float | None) -> str:
 
 
 def varying_params(results: Sequence[TrialResult]) -> list[str]:
-    """Hyper-parameters that do not have one value in all trials beside the baseline, in the recipe's order."""
+    """Hyper-parameters that do not have one value in all trials beside the baseline, in the recipe's order.
+
+    A solved probe has few of them; what it has alone is among them.
+    """
     rows = [row.params for row in results if not row.is_baseline]
     keys = list(dict.fromkeys(key for params in rows for key in params))
-    return [key for key in keys if len({repr(params.get(key)) for params in rows}) > 1]
+    values = {key: {repr(params[key]) for params in rows if key in params} for key in keys}
+    return [key for key in keys if len(values[key]) > 1 or key in OF_SOLVED_PROBES]
 
 
 def shared_params(results: Sequence[TrialResult]) -> dict[str, Any]:
     """Hyper-parameters with one value in all trials beside the baseline."""
     rows = [row.params for row in results if not row.is_baseline]
     varying = varying_params(results)
-    return {key: value for key, value in rows[0].items() if key not in varying} if rows else {}
+    return {key: value for params in rows for key, value in params.items() if key not in varying}

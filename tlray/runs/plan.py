@@ -104,7 +104,7 @@ def _trial_table(plan: Plan) -> Table:
             trial.trial_id,
             f"{trial.input_size[0]}x{trial.input_size[1]}",
             str(trial.epochs),
-            f"{trial.params['lr']:.2g}",
+            f"{trial.params['lr']:.2g}" if "lr" in trial.params else "solved",
             f"{trial.trainable_blocks} of {trial.num_blocks}",
             f"{trial.num_trainable_params:,} of {trial.num_params:,}",
             in_words(trial.seconds),

@@ -28,8 +28,11 @@ def kind_of(trial: TrialConfig) -> str:
 
 
 def is_spared(trial: TrialConfig) -> bool:
-    """Never stopped, and no rival of others: the baseline, which gains need, and what one would do by hand."""
-    return trial.is_baseline or trial.is_known_recipe
+    """Never stopped, and no rival of others: the baseline, which gains need, and what one would do by hand.
+
+    So is a probe that is solved: its only epoch is the whole of it.
+    """
+    return trial.is_baseline or trial.is_known_recipe or trial.is_solved
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Course:
 def course_of(trial: TrialConfig, sweep: SweepConfig) -> Course:
     is_relative = sweep.grace_period == "auto"
     return Course(
-        epochs=trial.recipe.epochs,
+        epochs=trial.epochs,
         uncounted=uncounted_epochs(trial.strategy, trial.recipe),
         grace=GRACE if sweep.grace_period == "auto" else float(sweep.grace_period),
         reduction_factor=sweep.reduction_factor,
@@ -85,7 +88,7 @@ def course_of(trial: TrialConfig, sweep: SweepConfig) -> Course:
 
 def expected_epochs(trial: TrialConfig, sweep: SweepConfig) -> float:
     """Epochs of a trial on average, where many trials of its kind compete."""
-    epochs = trial.recipe.epochs
+    epochs = trial.epochs
     if sweep.scheduler == "fifo" or is_spared(trial):
         return epochs
     course = course_of(trial, sweep)

@@ -57,8 +57,9 @@ def run_probe_group(
 ) -> list[TrialResult]:
     """Train, or continue training, all `trials` and score their best epochs on the test split -> a row for each.
 
-    A trial that has a row keeps it, unless it failed. Where `fusable_suffix` says that the heads cannot be stacked,
-    the trials train one after the other. A row's seconds are its share of the group's: see `fit_group`.
+    A trial that has a row keeps it, unless it failed. Probes that are solved come first, each for itself. Where
+    `fusable_suffix` says that the heads cannot be stacked, the trials train one after the other. A row's seconds
+    are its share of the group's: see `fit_group`.
     """
     assert len({fusion_key(trial) for trial in trials}) == 1, "only trials with equal fusion keys train as one"
     assert all(can_fuse(trial) for trial in trials), "only linear probes train as one"
@@ -68,6 +69,9 @@ def run_probe_group(
         trial_id: state.result for trial_id, state in states.items() if state.result is not None and state.is_finished
     }
     remaining = [trial for trial in trials if trial.trial_id not in finished]
+    solved = [trial for trial in remaining if trial.is_solved]
+    finished |= {trial.trial_id: _alone(trial, run_uri, worker, images, report) for trial in solved}
+    remaining = [trial for trial in remaining if not trial.is_solved]
     if remaining:
         group = _open(remaining[0], run_uri, worker, images)
         if fusable_suffix(group.backbone) is not None:
@@ -269,7 +273,7 @@ def _checkpoint(group: _Opened, best: dict[str, torch.Tensor], index: int) -> di
 
 
 def _alone(trial: TrialConfig, run_uri: str, worker: Worker, images: TrialImages, report: GroupReport) -> TrialResult:
-    """A trial whose head cannot be stacked; a failure with a known reason is a row too."""
+    """A trial that is solved, or whose head cannot be stacked; a failure with a known reason is a row too."""
     try:
         result = run_trial(trial, run_uri, worker, images, partial(report, trial.trial_id))
         assert result is not None, "a single worker leads"

@@ -1,13 +1,17 @@
 """The solution of a linear probe on features: how strongly to regularise is chosen by cross-validation.
 
-    solution = solve(features, labels, num_classes=10, seed=0)
+    solution = solve([features, *augmented], labels, num_classes=10, seed=0)
     logits = features @ solution.weight.T + solution.bias
 
 What a careful person does with scikit-learn: standardise the features, try ten strengths (LogisticRegressionCV's) in
 five stratified folds of the training images, take the best and fit all of them. The standardisation is folded into the
 weights, so that whoever uses them need not know of it.
+
+Augmented draws are further rows of their images. All draws of an image weigh as much as one, so that a strength means
+the same with and without them; it is chosen on the draws that are not augmented.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +21,8 @@ from tlray.training.logistic import Basis, minimise
 
 STRENGTHS = tuple(10.0 ** (-4 + 8 * step / 9) for step in range(10))  # LogisticRegressionCV's: inverse, of the sum
 FOLDS = 5
-FOLD_TOLERANCE = 1e-5  # nats of the whole loss of a fold: it only tells strengths apart
+AT_ONCE = 5  # strengths, the strongest first, until the weakest of them is not the best: weak ones take longest
+FOLD_TOLERANCE = 1e-7  # nats of the whole loss of a fold: it only tells strengths apart
 LARGEST_STACK = 2**30  # bytes of what the problems hold that are solved at once
 COPIES_OF_LOGITS, COPIES_OF_WEIGHTS = 5, 32  # that a problem holds; L-BFGS remembers steps and gradients
 ABSENT = 20.0  # nats that a class without training images is behind all others
@@ -34,16 +39,15 @@ class Solution:
     held_out: dict[float, float]  # by strength: mean cross-entropy of images that a fold held out; may be empty
 
 
-def solve(features: torch.Tensor, labels: torch.Tensor, num_classes: int, seed: int) -> Solution:
-    """features (N, D) float, labels (N,) int64, both on one device."""
+def solve(draws: Sequence[torch.Tensor], labels: torch.Tensor, num_classes: int, seed: int) -> Solution:
+    """draws: features (N, D) float of the same images, the first not augmented; labels (N,) int64; on one device."""
     present, labels = torch.unique(labels, return_inverse=True)
-    mean, deviation = _moments(features)
-    basis = Basis.of((features.double() - mean) / deviation)
-    strengths = torch.tensor(STRENGTHS, dtype=torch.float64, device=features.device)
-    held_out = _held_out_losses(basis.rows, labels, len(present), strengths, seed)
-    best = int(held_out.argmin()) if len(held_out) else int((strengths.log().abs()).argmin())
-    everything = torch.ones(1, len(labels), dtype=torch.float64, device=features.device)
-    solved = minimise(basis.rows, labels, len(present), everything, strengths[best : best + 1])
+    held_out = _held_out_losses(_standardised(draws[0])[0].rows, labels, len(present), seed)
+    strength = min(held_out, key=lambda strength: held_out[strength]) if held_out else STRENGTHS[len(STRENGTHS) // 2]
+    basis, mean, deviation = _standardised(torch.cat(list(draws)))
+    labels = labels.repeat(len(draws))
+    shares = torch.full((1, len(labels)), 1 / len(draws), dtype=torch.float64, device=labels.device)
+    solved = minimise(basis.rows, labels, len(present), shares, shares.new_tensor([strength]))
     weights = (basis.axes @ solved.weights[0]) / deviation[:, None]  # (D, present)
     biases = solved.biases[0] - mean @ weights
     logits = basis.rows @ solved.weights[0] + solved.biases[0]
@@ -53,10 +57,15 @@ def solve(features: torch.Tensor, labels: torch.Tensor, num_classes: int, seed: 
     return Solution(
         weight=weight.float(),
         bias=bias.float(),
-        strength=STRENGTHS[best],
+        strength=strength,
         loss=float(torch.nn.functional.cross_entropy(logits, labels)),
-        held_out=dict(zip(STRENGTHS, held_out.tolist(), strict=False)),
+        held_out=held_out,
     )
+
+
+def _standardised(features: torch.Tensor) -> tuple[Basis, torch.Tensor, torch.Tensor]:
+    mean, deviation = _moments(features)
+    return Basis.of((features.double() - mean) / deviation), mean, deviation
 
 
 def _moments(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,26 +76,36 @@ def _moments(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, torch.where(deviation > rounding, deviation, torch.inf)
 
 
-def _held_out_losses(
-    rows: torch.Tensor, labels: torch.Tensor, num_classes: int, strengths: torch.Tensor, seed: int
-) -> torch.Tensor:
-    """The mean cross-entropy, by strength (S,), of images by models that have not seen them; empty without folds."""
+def _held_out_losses(rows: torch.Tensor, labels: torch.Tensor, num_classes: int, seed: int) -> dict[float, float]:
+    """The mean cross-entropy, by strength, of images by models that have not seen them; empty without folds."""
     fold_of = torch.as_tensor(stratified_folds(labels.cpu().numpy(), seed), device=rows.device)
+    losses: dict[float, float] = {}
+    if int(fold_of.max()) < 1:
+        return losses
+    for start in range(0, len(STRENGTHS), AT_ONCE):
+        some = STRENGTHS[start : start + AT_ONCE]
+        losses |= _losses_at(some, rows, labels, num_classes, fold_of)
+        if min(losses, key=lambda strength: losses[strength]) != some[-1]:
+            break
+    return losses
+
+
+def _losses_at(
+    strengths: Sequence[float], rows: torch.Tensor, labels: torch.Tensor, num_classes: int, fold_of: torch.Tensor
+) -> dict[float, float]:
     num_folds = int(fold_of.max()) + 1
-    if num_folds < 2:
-        return strengths[:0]
-    folds = torch.arange(num_folds, device=rows.device)
-    weights = (fold_of != folds[:, None]).double()  # (K, N)
-    problems = [(strength, fold) for strength in range(len(strengths)) for fold in range(num_folds)]
-    losses = torch.zeros(len(strengths), dtype=torch.float64, device=rows.device)
+    weights = (fold_of != torch.arange(num_folds, device=rows.device)[:, None]).double()  # (K, N)
+    problems = [(strength, fold) for strength in strengths for fold in range(num_folds)]
+    losses = dict.fromkeys(strengths, 0.0)
     for some in _portions(problems, _problem_bytes(rows, num_classes)):
-        which, fold = (torch.tensor(places, device=rows.device) for places in zip(*some, strict=True))
-        solved = minimise(rows, labels, num_classes, weights[fold], strengths[which], FOLD_TOLERANCE)
-        for place, (strength, held) in enumerate(some):
-            out = fold_of == held
+        folds = torch.tensor([fold for _, fold in some], device=rows.device)
+        asked = rows.new_tensor([strength for strength, _ in some])
+        solved = minimise(rows, labels, num_classes, weights[folds], asked, FOLD_TOLERANCE)
+        for place, (strength, fold) in enumerate(some):
+            out = fold_of == fold
             logits = rows[out] @ solved.weights[place] + solved.biases[place]
-            losses[strength] += torch.nn.functional.cross_entropy(logits, labels[out], reduction="sum")
-    return losses / (fold_of >= 0).sum()
+            losses[strength] += float(torch.nn.functional.cross_entropy(logits, labels[out], reduction="sum"))
+    return {strength: loss / int((fold_of >= 0).sum()) for strength, loss in losses.items()}
 
 
 def stratified_folds(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -111,6 +130,6 @@ def _problem_bytes(rows: torch.Tensor, num_classes: int) -> int:
     return 8 * num_classes * (COPIES_OF_LOGITS * rows.shape[0] + COPIES_OF_WEIGHTS * (rows.shape[1] + 1))
 
 
-def _portions(problems: list[tuple[int, int]], bytes_each: int) -> list[list[tuple[int, int]]]:
+def _portions(problems: list[tuple[float, int]], bytes_each: int) -> list[list[tuple[float, int]]]:
     size = max(1, LARGEST_STACK // bytes_each)
     return [problems[start : start + size] for start in range(0, len(problems), size)]

@@ -124,7 +124,7 @@ def recorded_fields(trial: TrialConfig, progress: Progress, charged_images: int)
         "backbone": trial.backbone.id,
         "weights": trial.backbone.weights,
         "strategy": trial.strategy.label,
-        "params": trial.recipe.model_dump(),
+        "params": trial.params,
         "seed": trial.seed,
         "is_baseline": trial.is_baseline,
         "images_seen": progress.images_seen,

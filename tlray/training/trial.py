@@ -45,6 +45,7 @@ from tlray.training.metrics import Scores
 from tlray.training.predictions import answers_of, write_predictions
 from tlray.training.record import Progress, recorded_fields
 from tlray.training.repeat import as_it_trains, begin_again
+from tlray.training.solved_probe import STRENGTH, as_it_can_be_found, solve_trial
 from tlray.training.worker import Worker
 
 SEEN = "trained on the validation images too, so its validation scores are of images that it has seen"
@@ -64,6 +65,7 @@ class TrialImages:
 
     num_classes: int
     open_streams: Callable[[Preprocessing, Recipe, int, Worker], Streams]  # the int is the seed
+    num_train: int
     content_ids: Mapping[PredictedSplit, tuple[str, ...]]  # of the images of a split, in its order
     open_activations: Callable[[Backbone, int, TrialConfig, Worker], Streams | None] = _recompute
     charged_images: Mapping[str, int] = field(default_factory=dict)  # by the activation pass, for a trial's sake
@@ -95,7 +97,12 @@ def manifest_images(manifest: Manifest, data: DataConfig) -> TrialImages:
         )
 
     content_ids = {split: tuple(image.content_id for image in manifest.split(split)) for split in PREDICTED_SPLITS}
-    return TrialImages(num_classes=len(manifest.classes), open_streams=open_streams, content_ids=content_ids)
+    return TrialImages(
+        num_classes=len(manifest.classes),
+        open_streams=open_streams,
+        num_train=len(manifest.split("train")),
+        content_ids=content_ids,
+    )
 
 
 def trial_folder(run_uri: str, trial_id: str) -> TrialFolder:
@@ -111,8 +118,9 @@ def run_trial(
     a scheduler that hears nothing takes the trial for broken. Returns None on workers other than the first.
     """
     folder = trial_folder(run_uri, trial.trial_id)
-    trial, _ = as_it_trains(trial, folder.uri)
+    asked, _ = as_it_trains(trial, folder.uri)
     backbone = build_backbone(trial.backbone, images.num_classes, seed=trial.seed)
+    trial, _ = as_it_can_be_found(asked, backbone, images.num_train)
     told: list[EpochMetrics] = []
 
     def tell(metrics: EpochMetrics) -> None:
@@ -120,7 +128,10 @@ def run_trial(
         report(metrics)
 
     try:
-        progress = fit(backbone, partial(_feed, backbone, trial, worker, images), trial, worker, folder, tell)
+        if trial.is_solved:
+            progress = solve_trial(backbone, partial(_frozen_feed, backbone, images), trial, worker, folder)
+        else:
+            progress = fit(backbone, partial(_feed, backbone, trial, worker, images), trial, worker, folder, tell)
     except DivergenceError as error:
         precision = chosen_precision(trial.recipe.precision, worker.device)
         if precision == "float32":
@@ -128,12 +139,12 @@ def run_trial(
         if worker.leads:
             begin_again(folder.uri, precision, str(error))
         worker.sum_across(torch.zeros(()))  # the others look for the mark that this leaves
-        return run_trial(trial, run_uri, worker, images, report)
+        return run_trial(asked, run_uri, worker, images, report)
     if not told:
         report(progress.history[-1])
     if not worker.leads:
         return None
-    return _conclude(trial, run_uri, backbone, worker, images)
+    return _conclude(asked, run_uri, backbone, worker, images)
 
 
 def conclude_stopped_trial(trial: TrialConfig, run_uri: str, worker: Worker, images: TrialImages) -> TrialResult:
@@ -189,6 +200,10 @@ def _feed(backbone: Backbone, trial: TrialConfig, worker: Worker, images: TrialI
     return Feed(images.open_streams(backbone.preprocessing, trial.recipe, trial.seed, worker), backbone.model)
 
 
+def _frozen_feed(backbone: Backbone, images: TrialImages, trial: TrialConfig, worker: Worker) -> Feed:
+    return _feed(backbone, trial, worker, images, 0)
+
+
 def _conclude(trial: TrialConfig, run_uri: str, backbone: Backbone, worker: Worker, images: TrialImages) -> TrialResult:
     """Score the best epoch on the test split; predictions first, then result.json, whose presence means done."""
     existing = read_trial_result(run_uri, trial.trial_id)
@@ -196,19 +211,23 @@ def _conclude(trial: TrialConfig, run_uri: str, backbone: Backbone, worker: Work
         return existing
     folder = trial_folder(run_uri, trial.trial_id)
     trial, note = as_it_trains(trial, folder.uri)
+    trial, unsolved = as_it_can_be_found(trial, backbone, images.num_train)
     recipe = with_precision(trial.recipe, worker.device)
+    trial = trial.model_copy(update={"recipe": recipe})
     progress = folder.load_progress()
     if not images.chooses_epoch:
         progress, note = replace(progress, best_epoch=progress.epoch), note or SEEN
     best = checkpoint_name(progress.best_epoch)
-    _load(backbone, trial, folder.checkpoint_uri(progress.best_epoch), progress.files.get(best, ""))
+    tensors = _load(backbone, trial, folder.checkpoint_uri(progress.best_epoch), progress.files.get(best, ""))
     alone = Worker(device=worker.device)
     feed = _feed(backbone, trial, alone, images, thaw_plan(backbone, trial).most)
     with arithmetic(worker.device, recipe.precision, deterministic=recipe.deterministic):
         answers = {split: answers_of(backbone, feed, split, recipe.precision, alone) for split in PREDICTED_SPLITS}
     scores, predictions = write_predictions(folder.uri, answers, images.content_ids)
-    fields = described(trial, progress, images.charged_images.get(trial.trial_id, 0), backbone) | {"note": note}
-    fields["params"] = recipe.model_dump()
+    fields = described(trial, progress, images.charged_images.get(trial.trial_id, 0), backbone)
+    fields["note"] = "; ".join(filter(None, (note, unsolved))) or None
+    if STRENGTH in tensors:
+        fields["params"] |= {"C": float(tensors[STRENGTH])}
     result = scored_result(fields, trial, progress, scores, folder.checkpoint_uri(progress.best_epoch))
     write_trial_result(run_uri, result, {best: progress.files[best], **predictions})
     return result
@@ -220,7 +239,7 @@ def scored_result(
     """The row of a trial that has been trained: `described` fields, scores of its best epoch, and where that lies."""
     return TrialResult(
         **fields,
-        status="completed" if is_done(progress, trial.recipe) else "stopped",
+        status="completed" if trial.is_solved or is_done(progress, trial.recipe) else "stopped",
         epochs=progress.epoch,
         best_epoch=progress.best_epoch,
         val_accuracy=progress.best.val_accuracy,
@@ -247,7 +266,9 @@ def described(
     return fields
 
 
-def _load(backbone: Backbone, trial: TrialConfig, checkpoint: str, checksum: str) -> None:
+def _load(backbone: Backbone, trial: TrialConfig, checkpoint: str, checksum: str) -> dict[str, torch.Tensor]:
     frozen_hash = hash_tensors(backbone.model, thaw_plan(backbone, trial).frozen_keys)
     backbone.model.train()  # some timm models cache what they derive from their weights until this is called
-    unpack_model(backbone.model, read_tensors(checkpoint, checksum, frozen_hash))
+    tensors = read_tensors(checkpoint, checksum, frozen_hash)
+    unpack_model(backbone.model, tensors)
+    return tensors

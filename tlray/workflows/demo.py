@@ -29,7 +29,7 @@ def demo_config(location: str) -> RunConfig:
             "data": {"synthetic": {"location": data}},
             "backbones": [{**network, "weights": storage.join(data, "test_resnet.safetensors")}],
             "strategies": [
-                {"strategy": "linear_probe", "search_space": {"lr": {"grid": [0.003, 0.01, 0.03]}}},
+                "linear_probe",
                 {"strategy": "partial", "trainable_blocks": 2},
                 "gradual",
                 "full",

@@ -23,7 +23,7 @@ class SweepProgress:
     """Context manager and watcher of `run_sweep`; shows running trials and totals on `console`."""
 
     def __init__(self, trials: Sequence[TrialConfig], finished: Sequence[str], console: Console) -> None:
-        self._epochs = {trial.trial_id: trial.recipe.epochs for trial in trials}
+        self._epochs = {trial.trial_id: trial.epochs for trial in trials}
         self._left = {trial_id: epochs for trial_id, epochs in self._epochs.items() if trial_id not in finished}
         self._chosen = set(self._left)
         self._total = self._epochs_left()

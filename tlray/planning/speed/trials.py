@@ -14,12 +14,14 @@ from tlray.config import RunConfig, TrialConfig
 from tlray.data.manifest import Manifest
 from tlray.models.backbone import Backbone
 from tlray.models.freeze import blocks_by_epoch
+from tlray.planning.speed.solving import measure_solution
 from tlray.planning.speed.steps import measure_read, measure_steps
 from tlray.process.device import given_device
 from tlray.runs.budget.costs import Phase, ReadSeconds, StepSeconds, score_seconds, trial_seconds
 from tlray.runs.budget.estimate import TrialCost
 from tlray.runs.budget.machines import MOST_ON_A_GPU
 from tlray.training.fusion import can_fuse, fusion_key
+from tlray.training.solved_probe import linear_head
 
 WASTED = 0.25  # of a trial, for which no further one is started
 
@@ -30,6 +32,7 @@ class TimedTrial:
 
     phases: tuple[tuple[int, int, StepSeconds], ...]
     read: ReadSeconds  # of images
+    solution: float = 0.0  # of a probe that is solved, without its features
 
 
 def time_trials(
@@ -48,7 +51,7 @@ def time_trials(
         if augmentation not in reads:
             reads[augmentation] = measure_read(manifest, backbone, config.data, augmentation)
         phases = []
-        for trainable, epochs in Counter(blocks_by_epoch(trial.strategy, backbone, trial.recipe.epochs)).items():
+        for trainable, epochs in Counter(blocks_by_epoch(trial.strategy, backbone, trial.epochs)).items():
             num_frozen = len(backbone.blocks) - trainable
             on_activations = source_of(sources, trial.trial_id, num_frozen) is not None
             step = measure_steps(
@@ -60,7 +63,13 @@ def time_trials(
                 gpus_per_worker=config.sweep.gpus_per_worker,
             )
             phases.append((num_frozen, epochs, step))
-        timed[trial.trial_id] = TimedTrial(tuple(phases), reads[augmentation])
+        solution = 0.0
+        head = linear_head(backbone) if trial.is_solved else None
+        if head is not None:
+            width = head.weight.shape[1]
+            num_train, num_classes = len(manifest.split("train")), len(manifest.classes)
+            solution = measure_solution(num_train, width, num_classes, config.sweep.gpus_per_worker, threads)
+        timed[trial.trial_id] = TimedTrial(tuple(phases), reads[augmentation], solution)
     return timed
 
 
@@ -91,12 +100,12 @@ def trial_cost(
             read, on_features = ReadSeconds(first=seconds, again=seconds), can_fuse(trial)
         phases.append(Phase(epochs, step, read))
     fused = on_features and config.activations.fuse_probes
-    overlapped = trial_seconds(trial, phases, num_images, config, overlapped=True)
-    sequential = trial_seconds(trial, phases, num_images, config, overlapped=False)
+    overlapped = trial_seconds(trial, phases, num_images, config, overlapped=True) + timed.solution
+    sequential = trial_seconds(trial, phases, num_images, config, overlapped=False) + timed.solution
     return TrialCost(
         trial_id=trial.trial_id,
         seconds=overlapped if given_device(config.sweep.gpus_per_worker).type == "cuda" else sequential,
         overlapped_seconds=overlapped,
-        group=repr(fusion_key(trial)) if fused else None,
+        group=(trial.trial_id if trial.is_solved else repr(fusion_key(trial))) if fused else None,
         score_seconds=score_seconds(phases, num_images, config, overlapped=False),
     )

@@ -85,3 +85,14 @@ def test_a_dry_run_of_a_resume_names_what_is_left_and_trains_none_of_it(
     assert "002-test_resnet-linear_probe no row yet runs it" in output
     assert "2 of 3 trials are left" in output
     assert sorted(Path(run.uri).rglob("*")) == before
+
+
+def test_a_plan_refuses_a_budget_that_does_not_hold_the_run(
+    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    with pytest.raises(SystemExit) as leaving:
+        main(["plan", str(path), "budget.hours=0.001"])
+    assert leaving.value.code == 2
+    assert "budget.hours 0.001 is too small: start and plan took" in capsys.readouterr().err

@@ -96,10 +96,10 @@ def test_a_machine_that_is_slower_than_planned_needs_more_for_the_end_and_a_fast
 
 def test_a_machine_that_has_become_busier_since_the_plan_needs_more_for_the_end(tmp_path: Path) -> None:
     budget = Budget(str(tmp_path), limit=1000, reserve=50, now=Clock())
-    budget.look_at_load(2.4, planned=1.5)
-    assert budget.left() == pytest.approx(1000 - 1.6 * 50)
+    budget.look_at_load(1.8, planned=1.5)
+    assert budget.left() == pytest.approx(1000 - 1.2 * 50)
     budget.look_at_load(30.0, planned=1.5)
-    assert budget.left() == 1000 - 2 * 50, "a look of a moment"
+    assert budget.left() == 1000 - 1.5 * 50, "a look of a moment"
     assert budget.pace == 1
     budget.look_at_load(1.0, planned=1.5)
     assert budget.left() == 950

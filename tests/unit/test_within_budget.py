@@ -9,7 +9,7 @@ import pytest
 from tlray.activations.planned import ActivationSource
 from tlray.config import BackboneConfig, Recipe, RunConfig, StrategyConfig, TrialConfig
 from tlray.data.manifest import Manifest
-from tlray.distributed.budgeting import Accounts, baseline_seconds, open_budget, worth_their_frozen_work
+from tlray.distributed.budgeting import Accounts, baseline_seconds, open_budget, spare_trials, worth_their_frozen_work
 from tlray.errors import ConfigError
 from tlray.planning.within_budget import check_start, time_to_plan, too_slow, within_budget
 from tlray.runs.budget.clock import Budget
@@ -118,7 +118,7 @@ def test_a_busy_machine_needs_a_larger_budget() -> None:
     idle = planned(budget={"hours": 0.065})
     assert within_budget(idle, spent=0) is not None
     with pytest.raises(ConfigError, match="too small"):
-        within_budget(planned(MACHINES.model_copy(update={"load": 2.0}), budget={"hours": 0.065}), spent=0)
+        within_budget(planned(MACHINES.model_copy(update={"load": 3.0}), budget={"hours": 0.065}), spent=0)
 
 
 def test_the_end_of_a_run_keeps_more_with_every_trial_that_waits_for_its_score(tmp_path: object) -> None:
@@ -153,6 +153,20 @@ def test_where_no_frozen_work_fits_a_shorter_trial_without_any_takes_its_place(t
 
     assert kept(5000) == ["000-baseline", "long", "short", "middle"]
     assert kept(300) == ["000-baseline", "short"]
+
+
+def test_trials_with_room_for_an_epoch_wait_for_those_that_end_before_their_time(tmp_path: object) -> None:
+    run = run_of(planned(budget={"hours": 1}), tmp_path)
+    baseline, _, short, _ = run.trials
+
+    def spare(left: float) -> list[str]:
+        budget = Budget(run.uri, left, now=lambda: 0.0)
+        return [one.trial_id for one in spare_trials(run, run.trials, [baseline, short], budget)]
+
+    assert spare(1000) == ["long", "middle"]
+    assert spare(START + 60) == ["middle"], "an epoch of the long one takes some 80 seconds"
+    assert spare(START) == []
+    assert spare(math.inf) == []
 
 
 def made_up_source(trials: list[str], seconds: float) -> ActivationSource:

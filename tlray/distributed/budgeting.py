@@ -12,9 +12,9 @@ from tlray.config import TrialConfig
 from tlray.process.began import load
 from tlray.runs.budget.choice import choose, limit_seconds, limit_trials
 from tlray.runs.budget.clock import Budget
-from tlray.runs.budget.estimate import reserved_seconds, sweep_seconds
+from tlray.runs.budget.estimate import reserved_seconds, start_seconds, sweep_seconds
 from tlray.runs.budget.machines import Machines
-from tlray.runs.budget.worth import backbone_key, score_backbones
+from tlray.runs.budget.worth import backbone_key, by_worth, score_backbones
 from tlray.runs.prepare import Run
 from tlray.runs.stopping import expected_epochs
 from tlray.runs.trials import load_results
@@ -149,6 +149,27 @@ def within_budget(
     alone = {cost.trial_id: cost.on(estimate.machines) for cost in estimate.costs}
     kept, _ = choose(trials, seconds_of, budget.left() / budget.pace, scores_so_far(run), alone)
     return kept
+
+
+def spare_trials(
+    run: Run, trials: Sequence[TrialConfig], chosen: Sequence[TrialConfig], budget: Budget
+) -> list[TrialConfig]:
+    """Others of `trials` with time for an epoch, most worth first, for when the `chosen` ones end before their time.
+
+    Ray Tune would have to start again for them.
+    """
+    estimate = run.plan.estimate
+    if not budget.is_limited or estimate is None:
+        return []
+    costs, machines, left = {cost.trial_id: cost for cost in estimate.costs}, estimate.machines, budget.left()
+    taken = {trial.trial_id for trial in chosen}
+
+    def has_room(trial: TrialConfig) -> bool:
+        epoch = costs[trial.trial_id].on(machines) / expected_epochs(trial, run.config.sweep)
+        return budget.pace * (start_seconds(machines) + epoch) < left
+
+    others = [trial for trial in trials if trial.trial_id not in taken and has_room(trial)]
+    return by_worth(others, scores_so_far(run))
 
 
 def scores_so_far(run: Run) -> dict[str, float]:

@@ -22,7 +22,14 @@ from tlray.activations.store import ActivationStore
 from tlray.activations.stored import as_stored_now
 from tlray.config import TrialConfig
 from tlray.data.prepared import open_prepared
-from tlray.distributed.budgeting import look_at_load, open_budget, within_budget, within_number, worth_their_frozen_work
+from tlray.distributed.budgeting import (
+    look_at_load,
+    open_budget,
+    spare_trials,
+    within_budget,
+    within_number,
+    worth_their_frozen_work,
+)
 from tlray.distributed.cluster import cluster_summary, connect
 from tlray.distributed.frozen_work import FrozenWork, time_for_others
 from tlray.distributed.probe_groups import run_probe_groups
@@ -126,7 +133,7 @@ def _tune(
         watch.trials_chosen([trial.trial_id for trial in chosen], len(open_trials) - len(chosen))
         before = _epochs_done(run)
         try:
-            tune_trials(run, chosen, budget, resources, watch)
+            tune_trials(run, [*chosen, *spare_trials(run, open_trials, chosen, budget)], budget, resources, watch)
             failures = 0
         except RuntimeError as error:
             # Tune gives up the whole sweep when Ray kills one trial's process for want of memory. The run folder

@@ -125,8 +125,8 @@ def start_seconds(machines: Machines) -> float:
 
 
 def conclusion_seconds(export: ExportConfig, machines: Machines) -> float:
-    """After the last trial; the driver is then the one to import torch."""
-    return machines.process_seconds + machines.load * _bundles_and_report(export)
+    """After the last trial; the driver is then the one to import torch. Half of the rest waits for no processor."""
+    return machines.process_seconds + (1 + machines.load) / 2 * _bundles_and_report(export)
 
 
 def _bundles_and_report(export: ExportConfig) -> float:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-GRACE_EPOCHS, REDUCTION = 1, 3  # as tlray and Ray Tune have them by default
+GRACE_EPOCHS, REDUCTION = 1, 3  # the grace period is Ray Tune's default
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def train(job: dict, name: str) -> dict:
 def fit(model: nn.Module, images: Images, num_classes: int) -> nn.Module:
     """Train `model` -> the average of its weights."""
     size = BATCH if len(images) >= FEW else SMALL_BATCH
-    loader = DataLoader(images, size, shuffle=True, drop_last=True, num_workers=NUM_WORKERS)
+    loader = DataLoader(images, size, shuffle=True, drop_last=True, num_workers=NUM_WORKERS, persistent_workers=True)
     optimizer = create_optimizer_v2(model, "adamw", lr=RATE, weight_decay=WEIGHT_DECAY)
     steps = EPOCHS * len(loader)
     schedule = CosineLRScheduler(

@@ -46,7 +46,7 @@ def replace_table(page: Path, text: str) -> None:
     _, found_end, after = rest.partition(END)
     if not found or not found_end:
         raise ValueError(f"{page} has no line {START} followed by {END}")
-    page.write_text(f"{before}{START}\n\n{text}\n\n{END}{after}")
+    page.write_text(f"{before}{START}\n\n{text.strip()}\n\n{END}{after}")
 
 
 def _scores(of_set: BySeed) -> str:

@@ -60,7 +60,7 @@ def champion_cell(run: str, images: Path, key: Key) -> Cell:
         {
             "backbone": row.backbone,
             "strategy": row.strategy,
-            "lr": row.params["lr"],
+            "lr": row.params.get("lr"),  # a solved probe has none
             "status": row.status,
             "epochs": row.epochs,
             "best_epoch": row.best_epoch,
@@ -71,13 +71,19 @@ def champion_cell(run: str, images: Path, key: Key) -> Cell:
     ]
     cell = Cell(
         key=key,
-        chosen=f"{champion.backbone} {champion.strategy} lr={champion.params['lr']:g}",
+        chosen=f"{champion.backbone} {champion.strategy} {_searched(champion.params)}",
         predictions=in_order(run, predictions(run, champion.trial_id), images),
         labels=tuple(listing(images, "test")[1]),
         candidates=tuple(candidates),
     )
     _check(cell, champion.test_accuracy)
     return cell
+
+
+def _searched(params: dict[str, Any]) -> str:
+    """The rate of what was trained, the regularisation of a probe that was solved."""
+    name = "lr" if "lr" in params else "C"
+    return f"{name}={params[name]:g}"
 
 
 def ensemble_cell(run: str, images: Path, key: Key, champion: Cell) -> Cell:

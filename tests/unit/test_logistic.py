@@ -76,7 +76,7 @@ def test_a_solved_probe_is_the_best_strength_of_the_folds_on_standardised_featur
     solution = solve([torch.tensor(features)], torch.tensor(labels), num_classes, seed=1)
     scaled = StandardScaler().fit_transform(features)
     folds = stratified_folds(labels, seed=1)
-    assert len(solution.held_out) in (5, 10)
+    assert len(solution.held_out) in (5, 7, 10)
     for strength, loss in solution.held_out.items():
         out = np.zeros((50, num_classes))
         for fold in range(FOLDS):

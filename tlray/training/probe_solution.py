@@ -21,7 +21,8 @@ from tlray.training.logistic import Basis, minimise
 
 STRENGTHS = tuple(10.0 ** (-4 + 8 * step / 9) for step in range(10))  # LogisticRegressionCV's: inverse, of the sum
 FOLDS = 5
-AT_ONCE = 5  # strengths, the strongest first, until the weakest of them is not the best: weak ones take longest
+# Strengths solved at once, until the last of them is not the best: the later ones take longest.
+PORTIONS = (STRENGTHS[:5], STRENGTHS[5:7], STRENGTHS[7:])
 FOLD_TOLERANCE = 1e-7  # nats of the whole loss of a fold: it only tells strengths apart
 LARGEST_STACK = 2**30  # bytes of what the problems hold that are solved at once
 COPIES_OF_LOGITS, COPIES_OF_WEIGHTS = 5, 32  # that a problem holds; L-BFGS remembers steps and gradients
@@ -82,8 +83,7 @@ def _held_out_losses(rows: torch.Tensor, labels: torch.Tensor, num_classes: int,
     losses: dict[float, float] = {}
     if int(fold_of.max()) < 1:
         return losses
-    for start in range(0, len(STRENGTHS), AT_ONCE):
-        some = STRENGTHS[start : start + AT_ONCE]
+    for some in PORTIONS:
         losses |= _losses_at(some, rows, labels, num_classes, fold_of)
         if min(losses, key=lambda strength: losses[strength]) != some[-1]:
             break

@@ -99,7 +99,7 @@ def test_a_machine_that_has_become_busier_since_the_plan_needs_more_for_the_end(
     budget.look_at_load(1.8, planned=1.5)
     assert budget.left() == pytest.approx(1000 - 1.2 * 50)
     budget.look_at_load(30.0, planned=1.5)
-    assert budget.left() == 1000 - 1.5 * 50, "a look of a moment"
+    assert budget.left() == 1000 - 2 * 50, "a look of a moment"
     assert budget.pace == 1
     budget.look_at_load(1.0, planned=1.5)
     assert budget.left() == 950

@@ -20,7 +20,7 @@ FILE = "budget.json"
 SAVED_EVERY = 5.0  # seconds at least, between two notes of the time that is spent
 BELIEF = 20.0  # seconds of work by which the plan's estimate is believed, before any is measured
 FASTEST, SLOWEST = 0.7, 10.0  # bounds of the pace
-BUSIEST = 1.5  # bound of what the load adds to the end: it is a look of a moment
+BUSIEST = 2.0  # bound of what the load adds to the end: it is a look of a moment
 
 
 @dataclass(frozen=True)

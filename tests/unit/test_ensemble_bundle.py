@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from scipy.special import softmax
 
 import tlray
 from tlray.catalogue import Preprocessing
@@ -108,12 +109,13 @@ def expected_logits(run: Run, row: EnsembleRow, uri: str) -> np.ndarray:
         backbone = load_trained(trial, run.uri, 3)
         images = normalise(eval_transform(pixels, backbone.preprocessing)[None], backbone.preprocessing)
         with torch.no_grad():
-            total = total + member.weight * torch.softmax(backbone.model(images), dim=1)[0]
+            total = total + member.weight * torch.softmax(backbone.model(images) / member.temperature, dim=1)[0]
     return (total.log() / row.calibration.temperature).numpy()
 
 
 def test_the_leaderboards_ensemble_is_the_mean_of_its_members_predictions(run: Run, row: EnsembleRow) -> None:
     assert sum(member.weight for member in row.members) == pytest.approx(1)
+    assert all(member.temperature != 1 for member in row.members)
     assert len({member.trial_id for member in row.members}) == len(row.members) == 3
     mean = 0.0
     for member in row.members:
@@ -121,7 +123,7 @@ def test_the_leaderboards_ensemble_is_the_mean_of_its_members_predictions(run: R
         assert recorded is not None
         predicted = load_probabilities(run.uri, recorded, "test")
         assert predicted is not None
-        mean = mean + member.weight * np.exp(predicted.logs)
+        mean = mean + member.weight * softmax(predicted.logs / member.temperature, axis=1)
     assert row.test_accuracy == pytest.approx((np.asarray(mean).argmax(axis=1) == predicted.labels).mean())
     champion = load_leaderboard(run.uri).champion
     assert champion is not None

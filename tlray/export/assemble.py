@@ -20,7 +20,10 @@ def assemble(networks: Sequence[nn.Module], config: BundleConfig) -> nn.Module:
     if config.members:
         preprocessing = [member.image_preprocessing for member in config.members]
         weights = [member.weight for member in config.members]
-        model = Ensemble(networks, preprocessing, config.image_preprocessing, weights)
+        calibrated = [
+            Tempered(network, member.temperature) for network, member in zip(networks, config.members, strict=True)
+        ]
+        model = Ensemble(calibrated, preprocessing, config.image_preprocessing, weights)
     if config.tta == "flip":
         model = Flipped(model)
     if config.temperature != 1:

@@ -31,6 +31,7 @@ class TrainedMember:
     strategy: str
     params: Mapping[str, Any]
     weight: float
+    temperature: float
     trial_id: str
     checkpoint_sha256: str
 
@@ -69,7 +70,7 @@ def view_difference(
     for member in members:
         own = member.backbone.preprocessing
         logits = member.backbone.model(normalise(samples(own), own))
-        expected = expected + member.weight * torch.softmax(logits, dim=1)
+        expected = expected + member.weight * torch.softmax(logits / member.temperature, dim=1)
     plain = config.model_copy(update={"temperature": 1.0, "tta": "none"})
     common = config.image_preprocessing
     found = assemble([member.backbone.model for member in members], plain)(normalise(samples(common), common))
@@ -85,6 +86,7 @@ def _member_config(member: TrainedMember) -> MemberConfig:
         params=dict(member.params),
         preprocessing=own.to_dict(),
         weight=member.weight,
+        temperature=member.temperature,
         trial_id=member.trial_id,
         checkpoint_sha256=member.checkpoint_sha256,
     )

@@ -29,6 +29,7 @@ class MemberConfig(BaseModel):
     params: dict[str, Any]
     preprocessing: dict[str, Any]  # its own; the graph makes it out of the bundle's
     weight: float  # in the mean of the probabilities
+    temperature: float  # by which its logits are divided before
     trial_id: str
     checkpoint_sha256: str
 

@@ -53,6 +53,7 @@ class EnsembleMember(BaseModel):
     backbone: str
     strategy: str
     weight: float  # its part of the mean; all of them add up to 1
+    temperature: float  # by which its own logits are divided before
 
 
 class EnsembleRow(BaseModel):

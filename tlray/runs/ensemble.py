@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tlray.runs.calibration import calibrate, log_loss
+from tlray.runs.calibration import calibrate, fit_temperature, log_loss, tempered
 from tlray.runs.combined_rows import EnsembleMember, EnsembleRow
 from tlray.runs.predictions import (
     PREDICTED_SPLITS,
@@ -37,7 +37,8 @@ def make_ensemble(
     results = ranked(one.result for one in recorded.values())
     best = [result for result in results if not result.is_baseline][:MOST_CANDIDATES]
     found = for_each([result.trial_id for result in best], lambda trial_id: _of_truth(run_uri, recorded[trial_id]))
-    truth = {trial_id: values for trial_id, values in found.items() if values is not None}
+    truth = {trial_id: one.truth for trial_id, one in found.items() if one is not None}
+    temperatures = {trial_id: one.temperature for trial_id, one in found.items() if one is not None}
     if len(truth) < 2:
         return None, _too_few(len(best), len(truth))
     counts = select(np.stack(list(truth.values())), MOST_MEMBERS)
@@ -45,7 +46,8 @@ def make_ensemble(
     weights = {ids[place]: count / sum(counts.values()) for place, count in counts.items()}
     if len(weights) < 2:
         return None, f"no mean of several trials has a lower validation loss than {next(iter(weights))} alone"
-    val, test = (_mean(run_uri, recorded, weights, split) for split in PREDICTED_SPLITS)
+    parts = {trial_id: (weight, temperatures[trial_id]) for trial_id, weight in weights.items()}
+    val, test = (_mean(run_uri, recorded, parts, split) for split in PREDICTED_SPLITS)
     if val is None or test is None:
         return None, _too_few(len(weights), 0)
     baseline = next((one for one in recorded.values() if one.result.is_baseline), None)
@@ -55,7 +57,7 @@ def make_ensemble(
     if baseline is not None and baseline.result.status != "failed":
         gain = paired_gain(correct, load_correctness(run_uri, baseline), seed)
     members = [recorded[trial_id].result for trial_id in weights]
-    return _row(members, weights, len(truth), (val, test), gain + over_best), None
+    return _row(members, parts, len(truth), (val, test), gain + over_best), None
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,24 @@ def scores_of(predicted: Predicted) -> SplitScores:
     )
 
 
-def _of_truth(run_uri: str, recorded: Recorded) -> np.ndarray | None:
-    """What the trial gives the true class of each validation image (N,); None where it has not kept them."""
+@dataclass(frozen=True)
+class _Candidate:
+    truth: np.ndarray  # (N,) what it gives the true class of each validation image, at its temperature
+    temperature: float
+
+
+def _of_truth(run_uri: str, recorded: Recorded) -> _Candidate | None:
+    """What a selection knows of a trial; None where it has kept no probabilities.
+
+    Each trial is calibrated first: of a hundred images, the log loss would else choose the confident ones, not those
+    that are right, and in a mean the confident ones would count for more.
+    """
     val = load_probabilities(run_uri, recorded, "val")
     if val is None:
         return None
-    truth: np.ndarray = np.exp(val.logs[np.arange(len(val.labels)), val.labels].astype(np.float64))
-    return truth
+    temperature = fit_temperature(val.logs, val.labels)
+    truth = np.exp(tempered(val.logs, temperature)[np.arange(len(val.labels)), val.labels])
+    return _Candidate(truth, temperature)
 
 
 def _too_few(num_trials: int, num_kept: int) -> str:
@@ -101,19 +114,21 @@ def _too_few(num_trials: int, num_kept: int) -> str:
 
 
 def _mean(
-    run_uri: str, recorded: Mapping[str, Recorded], weights: Mapping[str, float], split: PredictedSplit
+    run_uri: str, recorded: Mapping[str, Recorded], members: Mapping[str, tuple[float, float]], split: PredictedSplit
 ) -> Predicted | None:
-    """The ensemble's own log-probabilities on a split; None where a member has not kept them."""
-    parts = [load_probabilities(run_uri, recorded[trial_id], split) for trial_id in weights]
+    """Log of the mean of `members`, (weight, temperature) by trial, on a split; None where one has not kept it."""
+    parts = [load_probabilities(run_uri, recorded[trial_id], split) for trial_id in members]
     kept = [part for part in parts if part is not None]
     if len(kept) < len(parts):
         return None
-    return Predicted(kept[0].labels, mean_log_probabilities([part.logs for part in kept], list(weights.values())))
+    weights, temperatures = zip(*members.values(), strict=True)
+    logs = [tempered(part.logs, temperature) for part, temperature in zip(kept, temperatures, strict=True)]
+    return Predicted(kept[0].labels, mean_log_probabilities(logs, list(weights)))
 
 
 def _row(
     results: Sequence[TrialResult],
-    weights: Mapping[str, float],
+    parts: Mapping[str, tuple[float, float]],
     num_candidates: int,
     splits: tuple[Predicted, Predicted],
     gains: tuple[float | None, ...],
@@ -126,7 +141,8 @@ def _row(
             trial_id=result.trial_id,
             backbone=result.backbone,
             strategy=result.strategy,
-            weight=weights[result.trial_id],
+            weight=parts[result.trial_id][0],
+            temperature=parts[result.trial_id][1],
         )
         for result in results
     ]

@@ -146,6 +146,7 @@ def _trained(run: Run, member: EnsembleMember, checkpoint: str) -> TrainedMember
         strategy=member.strategy,
         params=trial.recipe.model_dump(),
         weight=member.weight,
+        temperature=member.temperature,
         trial_id=member.trial_id,
         checkpoint_sha256=checkpoint,
     )

@@ -19,7 +19,7 @@ from tlray.errors import TlrayError
 from tlray.runs.board import append_result, load_leaderboard, write_leaderboard
 from tlray.runs.notes import read_notes
 from tlray.runs.predictions import load_correctness
-from tlray.runs.results import TrialResult, build_leaderboard, paired_gain
+from tlray.runs.results import TrialResult, build_leaderboard, paired_gain, ranked
 from tlray.runs.trials import (
     PREDICTION_FILES,
     delete_trial_result,
@@ -268,3 +268,21 @@ def test_the_leaderboard_is_made_from_the_run_folder_and_read_back(tmp_path):
     assert [r.trial_id for r in board.rows] == ["001-a", "000-baseline", "002-b"]
     assert board.rows[0].gain == 0.5
     assert load_leaderboard(run_uri) == board
+
+
+def test_trials_within_one_standard_error_of_the_highest_accuracy_are_ordered_by_calibrated_loss() -> None:
+    """Of 100 images at 0.9, one standard error is 0.030."""
+    rows = [
+        row(name, accuracy, val_calibrated_loss=loss, num_val_images=100)
+        for name, accuracy, loss in (("a", 0.90, 0.5), ("b", 0.88, 0.3), ("c", 0.86, 0.1), ("d", 0.88, 0.4))
+    ]
+    assert [one.trial_id for one in ranked(rows)] == ["b", "d", "a", "c"]
+    many = [one.model_copy(update={"num_val_images": 10_000}) for one in rows]
+    assert [one.trial_id for one in ranked(many)] == ["a", "b", "d", "c"]
+
+
+def test_without_calibrated_losses_trials_are_ordered_by_accuracy_then_loss() -> None:
+    rows = [row("a", 0.88, val_loss=0.2), row("b", 0.9, val_loss=0.5), row("c", 0.9, val_loss=0.4)]
+    assert [one.trial_id for one in ranked(rows)] == ["c", "b", "a"]
+    counted = [one.model_copy(update={"num_val_images": 10}) for one in rows]
+    assert [one.trial_id for one in ranked(counted)] == ["c", "b", "a"]

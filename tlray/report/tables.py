@@ -6,7 +6,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from tlray.report.words import count, duration, interval, percent, points, varying_params
+from tlray.report.words import ORDER, count, duration, interval, percent, points, varying_params
 from tlray.runs.combined_rows import EnsembleRow, RefitRow
 from tlray.runs.results import Evaluation, Leaderboard, LeaderboardRow
 
@@ -41,6 +41,8 @@ def leaderboard_table(leaderboard: Leaderboard) -> Table:
             f"gain in points of test accuracy with its {leaderboard.confidence:.0%} interval, "
             f"{leaderboard.num_test_images} test images"
         )
+    if leaderboard.is_ordered_by_loss:
+        notes.append(ORDER)
     if any(row.status == "stopped" for row in leaderboard.rows):
         notes.append("* stopped early by the scheduler")
     notes += [f"warning: {warning}" for warning in leaderboard.warnings]

@@ -6,6 +6,7 @@ from typing import Any
 from tlray.runs.results import TrialResult
 
 OF_SOLVED_PROBES = ("solver", "C")
+ORDER = "trials within one standard error of the highest validation accuracy are ordered by calibrated validation loss"
 
 
 def percent(fraction: float | None) -> str:

@@ -71,6 +71,16 @@ def tempered(logs: np.ndarray, temperature: float) -> np.ndarray:
     return _log_softmax(logs.astype(np.float64) / temperature)
 
 
+def calibrated_loss(logs: np.ndarray, labels: np.ndarray) -> float | None:
+    """The log loss at the temperature fitted on these images, in nats per image; logs (N, C), labels (N,).
+
+    None where one of the logits is no number.
+    """
+    if not np.isfinite(logs).all():
+        return None
+    return log_loss(logs / fit_temperature(logs, labels), labels)
+
+
 def log_loss(logs: np.ndarray, labels: np.ndarray) -> float:
     """Mean over the images of what the softmax of logs (N, C) costs; nats per image."""
     return float(-_log_softmax(logs)[np.arange(len(labels)), labels].mean())

@@ -9,6 +9,7 @@ gain: test accuracy minus the baseline's, with a confidence interval from a pair
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -47,6 +48,8 @@ class TrialResult(BaseModel):
     val_loss: Loss = None  # nats per image
     val_top5_accuracy: Score = None
     val_macro_f1: Score = None
+    val_calibrated_loss: Loss = None  # the loss at the temperature fitted on the same images (runs/calibration.py)
+    num_val_images: int | None = None
     test_accuracy: Score = None
     test_top5_accuracy: Score = None
     test_macro_f1: Score = None
@@ -80,7 +83,7 @@ class LeaderboardRow(TrialResult):
 
 
 class Leaderboard(BaseModel):
-    """All trials, best validation accuracy first, failed ones last; the baseline's row has `is_baseline`."""
+    """All trials, best first by `ranked`, failed ones last; the baseline's row has `is_baseline`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -99,6 +102,12 @@ class Leaderboard(BaseModel):
     def champion(self) -> LeaderboardRow | None:
         """The best trial beside the baseline."""
         return next((row for row in self.rows if row.rank is not None and not row.is_baseline), None)
+
+    @property
+    def is_ordered_by_loss(self) -> bool:
+        """Whether a trial stands above one of higher validation accuracy."""
+        accuracies = [row.val_accuracy or 0.0 for row in self.rows if row.rank is not None]
+        return any(above < below for above, below in pairwise(accuracies))
 
     @property
     def baseline(self) -> LeaderboardRow | None:
@@ -159,11 +168,36 @@ def build_leaderboard(
 
 
 def ranked(results: Iterable[TrialResult]) -> list[TrialResult]:
-    """Those that did not fail, best first."""
-    scored = [result for result in results if result.status != "failed"]
-    return sorted(
-        scored, key=lambda r: (-(r.val_accuracy or 0.0), math.inf if r.val_loss is None else r.val_loss, r.trial_id)
-    )
+    """Those that did not fail, best first.
+
+    Trials within one standard error of the highest validation accuracy are in the order of their calibrated loss: on
+    few images the accuracy cannot tell them apart, and the loss of a model says more of each image than right or wrong.
+    """
+    scored = sorted((result for result in results if result.status != "failed"), key=_by_accuracy)
+    if not scored:
+        return []
+    least = least_accuracy(scored[0].val_accuracy or 0.0, scored[0].num_val_images)
+    near = [one for one in scored if (one.val_accuracy or 0.0) >= least]
+    return [*sorted(near, key=lambda one: _finite(one.val_calibrated_loss)), *scored[len(near) :]]
+
+
+def least_accuracy(highest: float, num_images: int | None) -> float:
+    """What is within one standard error of the highest accuracy; the highest itself where nobody counted the images."""
+    return highest if num_images is None else highest - standard_error(highest, num_images)
+
+
+def standard_error(accuracy: float, num_images: int) -> float:
+    """Of an accuracy in [0, 1]; an image right and one wrong are added, or a perfect one would have none."""
+    share = (accuracy * num_images + 1) / (num_images + 2)
+    return math.sqrt(share * (1 - share) / num_images)
+
+
+def _by_accuracy(result: TrialResult) -> tuple[float, float, str]:
+    return -(result.val_accuracy or 0.0), _finite(result.val_loss), result.trial_id
+
+
+def _finite(loss: float | None) -> float:
+    return math.inf if loss is None else loss
 
 
 def paired_gain(

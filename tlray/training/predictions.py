@@ -19,6 +19,7 @@ from tlray import storage
 from tlray.data.batch import Batch, Streams
 from tlray.data.to_device import on_device
 from tlray.models.backbone import Backbone
+from tlray.runs.calibration import calibrated_loss
 from tlray.runs.predictions import LOG_PROBABILITIES, MOST_KEPT, PREDICTED_SPLITS, PredictedSplit
 from tlray.runs.trials import PREDICTION_FILES
 from tlray.storage.sealed import write_checked
@@ -36,6 +37,14 @@ class Answers:
     rows: torch.Tensor
     labels: torch.Tensor
     logits: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Judgement(Scores):
+    """Scores on the test split, and what the choice among trials takes from the validation split."""
+
+    num_val_images: int
+    val_calibrated_loss: float | None  # nats per image
 
 
 def split_batches(streams: Streams, split: PredictedSplit) -> Iterator[Batch]:
@@ -57,8 +66,8 @@ def answers_of(backbone: Backbone, feed: Feed, split: PredictedSplit, precision:
 
 def write_predictions(
     folder_uri: str, answers: Mapping[PredictedSplit, Answers], content_ids: Mapping[PredictedSplit, Sequence[str]]
-) -> tuple[Scores, dict[str, str]]:
-    """Write both files -> scores on the test split, and the sha256 of each file by its name.
+) -> tuple[Judgement, dict[str, str]]:
+    """Write both files -> the trial's judgement, and the sha256 of each file by its name.
 
     `content_ids`: of a split's images, which the answers' rows index.
     """
@@ -71,7 +80,9 @@ def write_predictions(
     test = answers["test"]
     sums = ClassificationSums(test.logits.shape[1])
     sums.update(test.logits, test.labels)
-    return sums.result(), files
+    val = answers["val"]
+    loss = calibrated_loss(val.logits.double().numpy(), val.labels.numpy())
+    return Judgement(**vars(sums.result()), num_val_images=len(val.labels), val_calibrated_loss=loss), files
 
 
 def _table(answers: Answers, content_ids: Sequence[str]) -> pa.Table:

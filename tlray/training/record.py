@@ -1,13 +1,12 @@
 """How far a trial is, as its folder records it, and the row of one that failed. No torch: a driver reads it too."""
 
-import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tlray import storage
 from tlray.config import TrialConfig
 from tlray.errors import DamagedError
-from tlray.runs.results import TrialResult
+from tlray.runs.results import TrialResult, least_accuracy
 from tlray.runs.trials import TRAIN_AGAIN, trial_uri
 from tlray.storage.sealed import read_document, sealed, unsealed, write_document
 from tlray.training.epoch import EpochMetrics
@@ -49,16 +48,9 @@ class Progress:
         itself is luck, and what trained longer under a falling rate does better on new images.
         """
         after = replace(self, epoch=metrics.epoch, step=0, history=(*self.history, metrics))
-        highest = after.peak.val_accuracy
-        if metrics.val_accuracy >= highest - standard_error(highest, num_val):
+        if metrics.val_accuracy >= least_accuracy(after.peak.val_accuracy, num_val):
             return replace(after, best_epoch=metrics.epoch)
         return after
-
-
-def standard_error(accuracy: float, num_images: int) -> float:
-    """Of an accuracy in [0, 1]; an image right and one wrong are added, or a perfect one would have none."""
-    share = (accuracy * num_images + 1) / (num_images + 2)
-    return math.sqrt(share * (1 - share) / num_images)
 
 
 def parse_progress(fields: dict[str, Any]) -> Progress:

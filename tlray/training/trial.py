@@ -41,8 +41,7 @@ from tlray.training.checkpoint import TrialFolder, checkpoint_name, read_tensors
 from tlray.training.epoch import EpochMetrics, Report
 from tlray.training.inputs import place
 from tlray.training.loop import Feed, fit, is_done, thaw_plan, with_precision
-from tlray.training.metrics import Scores
-from tlray.training.predictions import answers_of, write_predictions
+from tlray.training.predictions import Judgement, answers_of, write_predictions
 from tlray.training.record import Progress, recorded_fields
 from tlray.training.repeat import as_it_trains, begin_again
 from tlray.training.solved_probe import STRENGTH, as_it_can_be_found, solve_trial
@@ -234,7 +233,7 @@ def _conclude(trial: TrialConfig, run_uri: str, backbone: Backbone, worker: Work
 
 
 def scored_result(
-    fields: dict[str, Any], trial: TrialConfig, progress: Progress, scores: Scores, checkpoint: str
+    fields: dict[str, Any], trial: TrialConfig, progress: Progress, scores: Judgement, checkpoint: str
 ) -> TrialResult:
     """The row of a trial that has been trained: `described` fields, scores of its best epoch, and where that lies."""
     return TrialResult(
@@ -246,6 +245,8 @@ def scored_result(
         val_loss=progress.best.val_loss,
         val_top5_accuracy=progress.best.val_top5_accuracy,
         val_macro_f1=progress.best.val_macro_f1,
+        val_calibrated_loss=scores.val_calibrated_loss,
+        num_val_images=scores.num_val_images,
         test_accuracy=scores.accuracy,
         test_top5_accuracy=scores.top5_accuracy,
         test_macro_f1=scores.macro_f1,

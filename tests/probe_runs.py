@@ -153,6 +153,7 @@ def assert_same_row(ours: TrialResult, theirs: TrialResult, ignore: Sequence[str
         fields["checkpoint"] = fields["checkpoint"].rpartition("/")[2]
     for name in (*DIFFERS, *ignore):
         del mine[name], other[name]
+    assert mine.pop("val_calibrated_loss") == pytest.approx(other.pop("val_calibrated_loss"), rel=1e-4)
     assert mine.pop("val_loss") == pytest.approx(other.pop("val_loss"), rel=2e-5 if ignore else TOLERANCE)
     assert mine == pytest.approx(other) if ignore else mine == other
 

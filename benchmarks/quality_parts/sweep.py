@@ -89,6 +89,7 @@ def _searched(params: dict[str, Any]) -> str:
 def ensemble_cell(run: str, images: Path, key: Key, champion: Cell) -> Cell:
     """The leaderboard's ensemble; the champion alone where the run has none, which is then what it offers."""
     from tlray.runs.board import load_leaderboard
+    from tlray.runs.calibration import tempered
     from tlray.runs.predictions import load_probabilities
     from tlray.runs.selection import mean_log_probabilities
     from tlray.runs.trials import load_recorded
@@ -99,7 +100,8 @@ def ensemble_cell(run: str, images: Path, key: Key, champion: Cell) -> Cell:
         return replace(champion, key=key, chosen=f"the champion alone: {leaderboard.no_ensemble_reason}")
     recorded = load_recorded(run)
     parts = [load_probabilities(run, recorded[member.trial_id], "test") for member in ensemble.members]
-    logs = mean_log_probabilities([part.logs for part in parts], [member.weight for member in ensemble.members])
+    calibrated = [tempered(part.logs, one.temperature) for part, one in zip(parts, ensemble.members, strict=True)]
+    logs = mean_log_probabilities(calibrated, [member.weight for member in ensemble.members])
     cell = Cell(
         key=key,
         chosen=", ".join(f"{member.weight:.2f} {member.backbone} {member.strategy}" for member in ensemble.members),

@@ -19,8 +19,9 @@ from tlray.runs.calibration import (
     fit_temperature,
     log_loss,
 )
-from tlray.runs.ensemble import scores_of
+from tlray.runs.ensemble import LEAST_IMAGES, MOST_MEMBERS, member_weights, scores_of
 from tlray.runs.predictions import Predicted
+from tlray.runs.results import TrialResult
 from tlray.runs.selection import mean_log_probabilities, select
 
 
@@ -46,11 +47,15 @@ def test_the_selection_is_the_one_computed_by_hand():
 
 def greedy(truth: np.ndarray, rounds: int) -> list[int]:
     """Caruana's loop, written down once more."""
-    chosen: list[int] = []
+    return greedy_from(truth, [], rounds)
+
+
+def greedy_from(truth: np.ndarray, start: list[int], rounds: int) -> list[int]:
+    chosen = list(start)
     for _ in range(rounds):
         losses = [-np.log(truth[[*chosen, place]].mean(axis=0)).mean() for place in range(len(truth))]
         chosen.append(int(np.argmin(losses)))
-    return chosen
+    return chosen[len(start) :]
 
 
 def test_the_counts_are_those_of_the_best_prefix_of_the_greedy_choices():
@@ -67,6 +72,15 @@ def test_no_more_models_are_chosen_than_allowed_and_a_useless_one_never():
     assert len(select(truth, most_members=8)) > 2
     assert len(select(truth, most_members=2)) == 2
     assert 3 not in select(truth, most_members=8)
+
+
+def test_a_selection_goes_on_from_its_start_and_keeps_it():
+    truth = np.random.default_rng(0).uniform(0.05, 1, (6, 40))
+    chosen = [4, 1, *greedy_from(truth, [4, 1], 28)]
+    losses = [-np.log(truth[chosen[:n]].mean(axis=0)).mean() for n in range(2, 31)]
+    prefix = chosen[: 2 + next(n for n, loss in enumerate(losses) if loss <= min(losses) + 1e-6)]
+    assert select(truth, 6, [4, 1]) == {place: prefix.count(place) for place in sorted(set(prefix))}
+    assert select(np.array([[0.9, 0.9], [0.1, 0.1]]), 1, [0]) == {0: 1}
 
 
 def test_a_model_that_is_best_for_every_image_is_chosen_alone():
@@ -150,3 +164,33 @@ def test_the_calibrated_loss_is_that_at_the_fitted_temperature_and_none_of_what_
     assert loss == pytest.approx(log_loss(logs / fit_temperature(logs, labels), labels))
     assert loss < log_loss(logs, labels)
     assert calibrated_loss(np.where(logs > 9, np.inf, logs), labels) is None
+
+
+def rows(*kinds: tuple[str, str]) -> list[TrialResult]:
+    """Best first, of these backbones and strategies."""
+    fields = {"weights": "none", "params": {}, "seed": 0, "status": "completed", "val_accuracy": 1, "test_accuracy": 1}
+    return [
+        TrialResult(trial_id=f"{place}", backbone=backbone, strategy=strategy, **fields)
+        for place, (backbone, strategy) in enumerate(kinds)
+    ]
+
+
+def test_on_few_images_the_best_trials_of_the_backbones_have_equal_parts() -> None:
+    results = rows(("a", "full"), ("a", "linear_probe"), ("b", "full"), ("c", "full"), ("b", "linear_probe"))
+    truth = {one.trial_id: np.full(LEAST_IMAGES - 1, 0.9 if one.trial_id == "0" else 0.1) for one in results}
+    assert member_weights(results, truth) == {"0": 1 / 3, "2": 1 / 3, "3": 1 / 3}
+    many = rows(*((letter, "full") for letter in "abcdefgh"))
+    assert len(member_weights(many, {one.trial_id: np.full(9, 0.5) for one in many})) == MOST_MEMBERS
+
+
+def test_of_one_backbone_the_best_trials_of_the_strategies_have_equal_parts() -> None:
+    results = rows(("a", "full"), ("a", "full"), ("a", "linear_probe"))
+    assert member_weights(results, {one.trial_id: np.full(9, 0.5) for one in results}) == {"0": 0.5, "2": 0.5}
+
+
+def test_on_many_images_the_selection_goes_on_from_the_equal_parts() -> None:
+    results = rows(("a", "full"), ("b", "full"))
+    truth = {"0": np.full(LEAST_IMAGES, 0.9), "1": np.full(LEAST_IMAGES, 0.1)}
+    parts = member_weights(results, truth)
+    assert parts["0"] > 0.9
+    assert sum(parts.values()) == pytest.approx(1)

@@ -6,7 +6,7 @@ Made from the trials' predictions alone, without a forward pass: it costs next t
 leaderboard. `export.ensemble` makes a bundle of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ from tlray.runs.selection import mean_log_probabilities, select
 from tlray.runs.trials import Recorded, for_each
 
 MOST_MEMBERS = 5  # an image costs as many forwards
+LEAST_IMAGES = 500  # of the validation split; with fewer, which weights are best is chance (docs/results/quality.md)
 # Best first by validation. A choice from more fits the validation images' noise (Caruana, Munson & Niculescu-Mizil,
 # Getting the Most Out of Ensemble Selection, ICDM 2006, prune for that reason).
 MOST_CANDIDATES = 100
@@ -41,11 +42,9 @@ def make_ensemble(
     temperatures = {trial_id: one.temperature for trial_id, one in found.items() if one is not None}
     if len(truth) < 2:
         return None, _too_few(len(best), len(truth))
-    counts = select(np.stack(list(truth.values())), MOST_MEMBERS)
-    ids = list(truth)
-    weights = {ids[place]: count / sum(counts.values()) for place, count in counts.items()}
+    weights = member_weights([result for result in best if result.trial_id in truth], truth)
     if len(weights) < 2:
-        return None, f"no mean of several trials has a lower validation loss than {next(iter(weights))} alone"
+        return None, f"{next(iter(weights))} is the best trial of every backbone and strategy"
     parts = {trial_id: (weight, temperatures[trial_id]) for trial_id, weight in weights.items()}
     val, test = (_mean(run_uri, recorded, parts, split) for split in PREDICTED_SPLITS)
     if val is None or test is None:
@@ -58,6 +57,31 @@ def make_ensemble(
         gain = paired_gain(correct, load_correctness(run_uri, baseline), seed)
     members = [recorded[trial_id].result for trial_id in weights]
     return _row(members, parts, len(truth), (val, test), gain + over_best), None
+
+
+def member_weights(results: Sequence[TrialResult], truth: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Each member's part; `results` best first, `truth` by trial id.
+
+    The best trial of each backbone, in equal parts: backbones err on different images. Where there are enough
+    validation images, greedy selection goes on from there.
+    """
+    ids = [result.trial_id for result in results]
+    start = _first_of_each(results, lambda one: one.backbone)
+    if len(start) < 2:
+        start = _first_of_each(results, lambda one: one.strategy)
+    start = start[:MOST_MEMBERS]
+    if len(next(iter(truth.values()))) < LEAST_IMAGES:
+        return {ids[place]: 1 / len(start) for place in start}
+    counts = select(np.stack([truth[trial_id] for trial_id in ids]), MOST_MEMBERS, start)
+    return {ids[place]: count / sum(counts.values()) for place, count in counts.items()}
+
+
+def _first_of_each(results: Sequence[TrialResult], kind: Callable[[TrialResult], str]) -> list[int]:
+    """Place of the first trial of each kind."""
+    firsts: dict[str, int] = {}
+    for place, result in enumerate(results):
+        firsts.setdefault(kind(result), place)
+    return list(firsts.values())
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ accuracy: of a hundred validation images, the accuracy tells few ensembles apart
 """
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,16 +18,17 @@ LEAST_PROBABILITY = 1e-7  # a single image that a model is sure of, and wrong, d
 LEAST_GAIN = 1e-6  # nats per image
 
 
-def select(true_probabilities: np.ndarray, most_members: int) -> dict[int, int]:
+def select(true_probabilities: np.ndarray, most_members: int, start: Sequence[int] = ()) -> dict[int, int]:
     """true_probabilities (M, N): what each of M models gives the true class of N validation images -> counts by place.
 
-    At most `most_members` different models. Ties go to the model that stands first.
+    At most `most_members` different models. Ties go to the model that stands first. `start`: places of models that are
+    in from the beginning, once each; the paper's sorted initialisation.
     """
     bounded = np.maximum(true_probabilities, LEAST_PROBABILITY)
-    total = np.zeros(bounded.shape[1])
-    chosen: list[int] = []
-    losses: list[float] = []
-    for number in range(1, NUM_ROUNDS + 1):
+    total: np.ndarray = bounded[list(start)].sum(axis=0)
+    chosen: list[int] = list(start)
+    losses = [float(-np.log(total / len(start)).mean())] if start else []
+    for number in range(len(start) + 1, NUM_ROUNDS + 1):
         allowed = sorted(set(chosen)) if len(set(chosen)) == most_members else range(len(bounded))
         after = [-np.log((total + bounded[place]) / number).mean() for place in allowed]
         best = int(np.argmin(after))
@@ -34,7 +36,7 @@ def select(true_probabilities: np.ndarray, most_members: int) -> dict[int, int]:
         losses.append(float(after[best]))
         total += bounded[chosen[-1]]
     enough = next(place for place, loss in enumerate(losses) if loss <= min(losses) + LEAST_GAIN)
-    return dict(sorted(Counter(chosen[: enough + 1]).items()))
+    return dict(sorted(Counter(chosen[: enough + max(1, len(start))]).items()))
 
 
 def mean_log_probabilities(logs: list[np.ndarray], weights: list[float]) -> np.ndarray:

@@ -121,6 +121,6 @@ def test_a_command_that_fails_says_no_secret(tmp_path: Path, scratch: Path) -> N
     (tmp_path / "config.yaml").write_text(f"{config}storage: {tmp_path}/runs\n")
     for command in ("plan", "run"):
         seen = watched([command, str(tmp_path / "config.yaml")], tmp_path, scratch)
-        assert seen.code == 2, seen.output
+        assert seen.code == 1, seen.output
         assert "cannot connect to http://127.0.0.1:9" in seen.output
         assert seen.places == set()

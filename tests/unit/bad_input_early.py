@@ -147,7 +147,10 @@ OVERRIDES = [
     override('search_space={"a":' + '{"a":' * 20_000, "search_space", "deeper than 32"),
     override("a." * 20_000 + "b=1", "a.a.a", "4096"),
     override("sweep.num_samples=100000000", "sweep.num_samples", "100000000", "100000"),
-    override("sweep.num_samples=90000", "sweep.num_samples 90000", "180000 trials", "100000"),
+    Case(
+        ("run", "config.yaml", "sweep.num_samples=90000", "strategies=[full, gradual]"),
+        ("sweep.num_samples 90000", "180000 trials", "100000"),
+    ),
     override("sweep.max_failures=-1", "sweep.max_failures", "not -1"),
     override("sweep.workers_per_trial=64", "training.batch_size 8", "sweep.workers_per_trial 64", "128"),
     override("sweep.workers_per_trial=100000000", "sweep.workers_per_trial", "100000000", "10000"),

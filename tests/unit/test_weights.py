@@ -18,7 +18,7 @@ from tlray.models.weights.read import read_weights
 
 torch.set_num_threads(1)
 
-ID = "torchvision/squeezenet1_1"
+ID = "torchvision/shufflenet_v2_x0_5"
 SHARED = Path(os.environ.get("TLRAY_SHARED", Path(__file__).parents[3] / "shared")) / "weights"
 needs_real_weights = pytest.mark.skipif(not SHARED.is_dir(), reason="no real weights: set TLRAY_SHARED to their folder")
 
@@ -27,7 +27,7 @@ needs_real_weights = pytest.mark.skipif(not SHARED.is_dir(), reason="no real wei
 def published() -> nn.Module:
     """A model with 1000 classes and arbitrary weights, as a library would publish it."""
     torch.manual_seed(1)
-    return torchvision.models.squeezenet1_1(weights=None)
+    return torchvision.models.shufflenet_v2_x0_5(weights=None)
 
 
 def build(path: Path, num_classes: int = 2, id: str = ID, **options: object) -> nn.Module:
@@ -38,7 +38,7 @@ def assert_same_but_head(model: nn.Module, published: nn.Module) -> None:
     state, expected = model.state_dict(), published.state_dict()
     assert list(state) == list(expected)
     for key in state:
-        if key.startswith("features."):
+        if not key.startswith("fc."):
             assert torch.equal(state[key], expected[key])
 
 
@@ -50,16 +50,16 @@ def test_a_torch_file_is_unwrapped_and_its_other_sized_head_left_out(
     torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "w.pth")
     model = build(tmp_path / "w.pth")
     assert_same_but_head(model, published)
-    assert model.classifier[1].weight.shape[0] == 2
+    assert model.fc.weight.shape[0] == 2
 
 
 def test_a_head_of_the_same_size_is_loaded_and_half_a_head_is_not(published: nn.Module, tmp_path: Path) -> None:
     save_file(published.state_dict(), tmp_path / "whole.safetensors")
-    assert torch.equal(build(tmp_path / "whole.safetensors", 1000).classifier[1].weight, published.classifier[1].weight)
-    half = {key: tensor for key, tensor in published.state_dict().items() if key != "classifier.1.bias"}
+    assert torch.equal(build(tmp_path / "whole.safetensors", 1000).fc.weight, published.fc.weight)
+    half = {key: tensor for key, tensor in published.state_dict().items() if key != "fc.bias"}
     save_file(half, tmp_path / "half.safetensors")
     model = build(tmp_path / "half.safetensors", 1000)
-    assert not torch.equal(model.classifier[1].weight, published.classifier[1].weight)
+    assert not torch.equal(model.fc.weight, published.fc.weight)
 
 
 def test_a_file_without_a_head_and_without_batch_counters_is_fine(tmp_path: Path) -> None:
@@ -73,18 +73,18 @@ def test_a_file_without_a_head_and_without_batch_counters_is_fine(tmp_path: Path
 
 def test_missing_unexpected_and_misshapen_keys_are_listed(published: nn.Module, tmp_path: Path) -> None:
     state = published.state_dict()
-    del state["features.0.weight"]
+    del state["conv1.0.weight"]
     state["extra.weight"] = torch.zeros(1)
-    state["features.3.squeeze.bias"] = torch.zeros(3)
+    state["conv5.1.bias"] = torch.zeros(3)
     save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(BackboneError) as caught:
         build(tmp_path / "w.safetensors")
     message = str(caught.value)
     assert "another architecture" in message
     assert "3 keys differ" in message
-    assert "features.0.weight is missing" in message
+    assert "conv1.0.weight is missing" in message
     assert "extra.weight is unexpected" in message
-    assert "features.3.squeeze.bias is (3,) instead of (16,)" in message
+    assert "conv5.1.bias is (3,) instead of (1024,)" in message
 
 
 def test_weights_of_another_architecture_name_ten_keys_and_the_count(published: nn.Module, tmp_path: Path) -> None:

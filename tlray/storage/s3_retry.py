@@ -47,5 +47,5 @@ def _may_repeat(clients: Access, begun: float, attempt: int) -> bool:
 
 
 def _pause(backoff: float, attempt: int) -> None:
-    longest = min(LONGEST_PAUSE, backoff * 2 ** (attempt - 1))
+    longest = min(LONGEST_PAUSE, backoff * 2.0 ** min(attempt - 1, 60))
     time.sleep(random.uniform(longest / 2, longest))  # many clients that failed together must not come back together

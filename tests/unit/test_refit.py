@@ -45,8 +45,11 @@ def quiet(metrics: EpochMetrics) -> None:
 
 @pytest.fixture(scope="module")
 def trained(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a baseline and one trial, whose best epoch is made the second of three."""
-    folder = tmp_path_factory.mktemp("refit")
+    """A run of a baseline and one trial."""
+    return trained_run(image_folder, tmp_path_factory.mktemp("refit"), "full")
+
+
+def trained_run(image_folder: Path, folder: Path, strategy: str) -> Path:
     network = {"id": "timm/test_resnet", "weights": "none", "input_size": 32}
     config = RunConfig.model_validate(
         {
@@ -54,7 +57,7 @@ def trained(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
             "storage": str(folder),
             "data": {"train": str(image_folder), "val_fraction": 0.3, "test_fraction": 0.3},
             "backbones": [network],
-            "strategies": ["full"],
+            "strategies": [strategy],
             "training": {"epochs": 2, "batch_size": 4, "lr": 0.01, "augmentation": "light"},
             "baseline": {"backbone": network},
             "export": {"refit": True},
@@ -130,6 +133,28 @@ def test_a_refit_killed_after_an_epoch_ends_bit_for_bit_like_an_undisturbed_one(
     refit_trial(run, WINNER, local_worker(), quiet)
     ours, theirs = weights_of(run), weights_of(undisturbed)
     assert all(ours[key].equal(theirs[key]) for key in theirs)
+
+
+def test_a_solved_probe_is_solved_again_on_both_splits_and_exported_so(
+    image_folder: Path, tmp_path: Path, no_formats: None
+) -> None:
+    run = load_run(str(trained_run(image_folder, tmp_path, "linear_probe")))
+    (probe,) = (trial for trial in run.trials if not trial.is_baseline)
+    assert wanted_refit(run.uri, run.config) == probe.trial_id
+    result = refit_trial(run, probe.trial_id, local_worker(), quiet)
+    winner = read_trial_result(run.uri, probe.trial_id)
+    assert winner is not None
+    assert result.params["solver"] == winner.params["solver"] == "lbfgs"
+    assert result.epochs == 1
+    assert result.images_seen > winner.images_seen
+    assert wanted_refit(run.uri, run.config) is None
+    (bundle,) = export_best(run, write_leaderboard(run.uri), 1)
+    config = json.loads(Path(bundle, "config.json").read_text())
+    assert config["params"]["solver"] == "lbfgs"
+    assert config["checkpoint_sha256"] == checkpoint_of(refit_uri(run.uri), probe.trial_id)[1]
+    exported = load_file(Path(bundle, "model.safetensors"))
+    refitted = load_trained(refit_config(probe, winner), refit_uri(run.uri), 3).model.state_dict()
+    assert all(exported[key].equal(value) for key, value in refitted.items())
 
 
 def test_the_export_of_the_winner_is_its_refit_and_says_so(run: Run, no_formats: None) -> None:

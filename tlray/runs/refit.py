@@ -35,8 +35,10 @@ def wanted_refit(run_uri: str, config: RunConfig) -> str | None:
 
 
 def refit_config(trial: TrialConfig, winner: TrialResult) -> TrialConfig:
-    """As the winner was trained, but for the epochs: those up to its best one."""
+    """As the winner was trained, but for the epochs: those up to its best one. A solved probe is solved again."""
     assert winner.best_epoch is not None, "a winner has a best epoch"
+    if "solver" in winner.params:
+        return trial
     changes = {"epochs": winner.best_epoch, "patience": 0}
     return trial.model_copy(update={"recipe": Recipe.model_validate({**winner.params, **changes})})
 

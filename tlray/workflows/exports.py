@@ -77,7 +77,7 @@ def _export(run: Run, row: LeaderboardRow, leaderboard: Leaderboard, promoted: M
         run.manifest.classes,
         backbone.preprocessing,
         row.strategy,
-        trial.recipe.model_dump() if home != run.uri else row.params,
+        trial.params if home != run.uri else row.params,
     )
     told = {"trial_id": row.trial_id, "checkpoint_sha256": checkpoint, "temperature": temperature, "tta": tta}
     return _write(run, [backbone.model], config.model_copy(update=told), metrics, destination)

@@ -84,6 +84,7 @@ def run(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         run_trial(trial, run.uri, local_worker(), run_images(run.uri), lambda metrics: None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ensemble, "LEAST_IMAGES", 0)
+        patch.setattr(ensemble, "MOST_ERRORS", 100)
         patch.setattr(ensemble, "select", lambda truth, most_members, start: {0: 1, 1: 2, 3: 1})
         export_best(run, write_leaderboard(run.uri), 1)
         yield run

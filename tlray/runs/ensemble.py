@@ -20,11 +20,12 @@ from tlray.runs.predictions import (
     load_correctness,
     load_probabilities,
 )
-from tlray.runs.results import TrialResult, paired_gain, ranked
+from tlray.runs.results import TrialResult, paired_gain, ranked, standard_error
 from tlray.runs.selection import mean_log_probabilities, select
 from tlray.runs.trials import Recorded, for_each
 
 MOST_MEMBERS = 5  # an image costs as many forwards
+MOST_ERRORS = 3  # below the highest validation accuracy; a member further away costs the mean more than it adds
 LEAST_IMAGES = 500  # of the validation split; with fewer, which weights are best is chance (docs/results/quality.md)
 # Best first by validation. A choice from more fits the validation images' noise (Caruana, Munson & Niculescu-Mizil,
 # Getting the Most Out of Ensemble Selection, ICDM 2006, prune for that reason).
@@ -44,7 +45,7 @@ def make_ensemble(
         return None, _too_few(len(best), len(truth))
     weights = member_weights([result for result in best if result.trial_id in truth], truth)
     if len(weights) < 2:
-        return None, f"{next(iter(weights))} is the best trial of every backbone and strategy"
+        return None, f"no trial of another backbone or strategy comes close to {next(iter(weights))}"
     parts = {trial_id: (weight, temperatures[trial_id]) for trial_id, weight in weights.items()}
     val, test = (_mean(run_uri, recorded, parts, split) for split in PREDICTED_SPLITS)
     if val is None or test is None:
@@ -62,9 +63,10 @@ def make_ensemble(
 def member_weights(results: Sequence[TrialResult], truth: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Each member's part; `results` best first, `truth` by trial id.
 
-    The best trial of each backbone, in equal parts: backbones err on different images. Where there are enough
-    validation images, greedy selection goes on from there.
+    The best trial of each backbone, in equal parts: backbones err on different images. Trials that are clearly worse
+    than the best have none. Where there are enough validation images, greedy selection goes on from there.
     """
+    results = _good_enough(results)
     ids = [result.trial_id for result in results]
     start = _first_of_each(results, lambda one: one.backbone)
     if len(start) < 2:
@@ -74,6 +76,14 @@ def member_weights(results: Sequence[TrialResult], truth: Mapping[str, np.ndarra
         return {ids[place]: 1 / len(start) for place in start}
     counts = select(np.stack([truth[trial_id] for trial_id in ids]), MOST_MEMBERS, start)
     return {ids[place]: count / sum(counts.values()) for place, count in counts.items()}
+
+
+def _good_enough(results: Sequence[TrialResult]) -> list[TrialResult]:
+    """Those within MOST_ERRORS standard errors of the highest validation accuracy."""
+    best = max(results, key=lambda one: one.val_accuracy or 0.0)
+    highest = best.val_accuracy or 0.0
+    error = standard_error(highest, best.num_val_images) if best.num_val_images else 1.0
+    return [one for one in results if (one.val_accuracy or 0.0) >= highest - MOST_ERRORS * error]
 
 
 def _first_of_each(results: Sequence[TrialResult], kind: Callable[[TrialResult], str]) -> list[int]:

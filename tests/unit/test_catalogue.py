@@ -235,6 +235,20 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path, monkeypatch: pytest.Monke
         listing._kept.cache_clear()
 
 
+def test_an_id_is_looked_up_without_an_import_once_the_listing_is_kept() -> None:
+    listing.all_models()
+    loaded = "{'torch', 'torchvision', 'timm'} & set(sys.modules)"
+    asked = "c.resolve_id('timm/resnet10t'), c.known_tags('timm', 'resnet50')[0], c.known_tags('timm', 'nope')"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys, tlray.catalogue as c; print({asked}, {loaded})"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first = timm.get_pretrained_cfg("resnet50").tag
+    assert done.stdout.strip() == f"timm/resnet10t {first} () set()"
+
+
 def test_a_second_start_reads_the_cache_and_imports_no_library() -> None:
     loaded = "{'torch', 'torchvision', 'timm'} & set(sys.modules)"
     code = f"import sys, tlray.catalogue as c; print(len(c.all_models()), {loaded})"

@@ -16,6 +16,7 @@ import torch
 from scipy.special import softmax
 
 import tlray
+from tests.plans import empty_plan
 from tlray.catalogue import Preprocessing
 from tlray.config import RunConfig
 from tlray.config.search_space import list_trials
@@ -32,7 +33,7 @@ from tlray.runs import ensemble
 from tlray.runs.board import load_leaderboard, write_leaderboard
 from tlray.runs.bundle_sums import check_whole
 from tlray.runs.combined_rows import EnsembleRow
-from tlray.runs.plan import Plan, PlannedRun
+from tlray.runs.plan import PlannedRun
 from tlray.runs.predictions import load_probabilities
 from tlray.runs.prepare import Run, load_run, prepare_run
 from tlray.runs.trials import PREDICTION_FILES, read_recorded, write_trial_result
@@ -41,9 +42,7 @@ from tlray.training.trial import load_trained, run_trial
 from tlray.training.worker import local_worker
 from tlray.workflows.exports import export_best
 
-PLAN = Plan(
-    name="colours", num_classes=3, num_images={}, num_bad_images=0, trials=(), total_epochs=0, total_image_passes=0
-)
+PLAN = empty_plan(name="colours", num_classes=3)
 CENTER = Preprocessing(
     input_size=(224, 224),
     resize=256,

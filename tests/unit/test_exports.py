@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from fake_bundle import write_board
 
+from tests.plans import empty_plan
 from tlray import storage
 from tlray.config import RunConfig
 from tlray.config.search_space import list_trials
@@ -25,7 +26,7 @@ from tlray.inference.predict import evaluate, find_export
 from tlray.runs.board import write_leaderboard
 from tlray.runs.bundle_sums import CHECKSUMS, check_whole
 from tlray.runs.champion import load_champion, promote, read_champion, rollback
-from tlray.runs.plan import Plan, PlannedRun
+from tlray.runs.plan import PlannedRun
 from tlray.runs.prepare import Run, load_run, prepare_run
 from tlray.runs.results import LeaderboardRow, TrialResult
 from tlray.runs.trials import load_results, read_recorded, write_trial_result
@@ -53,15 +54,7 @@ def trained(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         }
     )
     manifest = make_manifest(config.data)
-    plan = Plan(
-        name="colours",
-        num_classes=3,
-        num_images={},
-        num_bad_images=0,
-        trials=(),
-        total_epochs=0,
-        total_image_passes=0,
-    )
+    plan = empty_plan(name="colours", num_classes=3)
     run = prepare_run(PlannedRun(config, manifest, tuple(list_trials(config)), plan), str(folder / "colours" / "1"))
     for trial, val_accuracy in zip(run.trials, (0.1, 0.5, 0.9), strict=True):  # so that the order is known
         result = run_trial(trial, run.uri, local_worker(), run_images(run.uri), lambda metrics: None)
@@ -313,7 +306,7 @@ def test_a_bundle_that_was_promoted_is_not_replaced_by_another_model(run: Run) -
     late = champion(run)
     late_ends = as_if_not_ended(run, late.trial_id)
     (first,) = export(run)
-    promoted = promote_by_hand(run.uri, None)
+    promoted = promote_by_hand(run.uri)
     assert promoted.export == first
     late_ends()
     (second,) = export(run)
@@ -326,7 +319,7 @@ def test_a_bundle_that_was_promoted_is_not_replaced_by_another_model(run: Run) -
 
 def test_a_champion_whose_bundle_holds_another_model_or_is_damaged_is_refused(run: Run) -> None:
     (first,) = export(run)
-    promote_by_hand(run.uri, None)
+    promote_by_hand(run.uri)
     home = str(Path(run.uri).parent)
     held = read_champion(home)
     assert held is not None

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from tests.plans import empty_plan
 from tlray.activations.planned import ActivationSource
 from tlray.config import BackboneConfig, Recipe, RunConfig, StrategyConfig, TrialConfig
 from tlray.data.manifest import Manifest
 from tlray.runs.budget.clock import Budget
 from tlray.runs.budget.estimate import TrialCost, estimate_run
 from tlray.runs.budget.machines import Machines
-from tlray.runs.plan import Plan
 from tlray.runs.prepare import Run
 
 pytest.importorskip("ray")
@@ -70,14 +70,7 @@ class Setting:
         config = RunConfig.model_validate({"name": "x", "data": {"train": "d"}, "backbones": ["a"]})
         costs = [TrialCost(trial_id=trial.trial_id, seconds=1.0, group=None) for trial in trials]
         machines = Machines(concurrent_trials=1, process_seconds=10)
-        plan = Plan(
-            name="x",
-            num_classes=2,
-            num_images={},
-            num_bad_images=0,
-            trials=(),
-            total_epochs=0,
-            total_image_passes=0,
+        plan = empty_plan(
             activations=tuple(source(name) for name in ("a", "b", "c")),
             estimate=estimate_run((), costs, (), machines, config.export, None),
         )

@@ -17,6 +17,7 @@ from PIL import Image as PillowImage
 from rich.console import Console
 from small_bundle import COUNTS, small_bundle
 
+from tests.plans import empty_plan
 from tlray.config import DataConfig, RunConfig
 from tlray.data.images import SPLITS, Image, Images
 from tlray.data.manifest import Manifest, make_manifest
@@ -31,7 +32,7 @@ from tlray.ranking.tables import ranking_table
 from tlray.report import leaderboard_table, write_report
 from tlray.runs.folder import read_format, write_format
 from tlray.runs.manifest import load_manifest, save_manifest
-from tlray.runs.plan import Plan, plan_tables
+from tlray.runs.plan import plan_tables
 from tlray.runs.results import Leaderboard
 
 Folder = Callable[..., Path]
@@ -164,14 +165,7 @@ def test_every_output_shows_the_warnings(folder: Folder, tmp_path: Path) -> None
     fields = {"train": str(train), "val": str(val), "test": str(test), "max_leaked_fraction": 1}
     manifest = make_manifest(DataConfig.model_validate(fields))
     [warning] = manifest.warnings
-    plan = Plan(
-        name="x",
-        num_classes=2,
-        num_images={},
-        num_bad_images=0,
-        trials=(),
-        total_epochs=0,
-        total_image_passes=0,
+    plan = empty_plan(
         warnings=manifest.warnings,
     )
     ranking = Ranking(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.plans import empty_plan
 from tlray.config import RunConfig
 from tlray.config.search_space import list_trials
 from tlray.data.manifest import make_manifest
@@ -21,7 +22,7 @@ from tlray.inference.predict import find_export
 from tlray.report import leaderboard_table, write_report
 from tlray.runs.board import write_leaderboard
 from tlray.runs.notes import read_notes
-from tlray.runs.plan import Plan, PlannedRun
+from tlray.runs.plan import PlannedRun
 from tlray.runs.prepare import Run, load_run, prepare_run
 from tlray.runs.refit import read_refit, refit_config, refit_uri, wanted_refit
 from tlray.runs.trials import checkpoint_of, read_recorded, read_trial_result, write_trial_result
@@ -34,9 +35,7 @@ from tlray.training.worker import local_worker
 from tlray.workflows.exports import export_best
 
 WINNER = "001-test_resnet-full"
-PLAN = Plan(
-    name="colours", num_classes=3, num_images={}, num_bad_images=0, trials=(), total_epochs=0, total_image_passes=0
-)
+PLAN = empty_plan(name="colours", num_classes=3)
 
 
 def quiet(metrics: EpochMetrics) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.plans import empty_plan
 from tlray.activations.planned import ActivationSource
 from tlray.config import BackboneConfig, Recipe, RunConfig, StrategyConfig, TrialConfig
 from tlray.data.manifest import Manifest
@@ -15,7 +16,7 @@ from tlray.planning.within_budget import check_start, time_to_plan, too_slow, wi
 from tlray.runs.budget.clock import Budget
 from tlray.runs.budget.estimate import TrialCost, estimate_run, reserved_seconds, soonest_end, start_seconds
 from tlray.runs.budget.machines import Machines
-from tlray.runs.plan import Plan, PlannedRun
+from tlray.runs.plan import PlannedRun
 from tlray.runs.prepare import Run
 
 MACHINES = Machines(concurrent_trials=1, process_seconds=10)
@@ -37,14 +38,7 @@ def planned(machines: Machines = MACHINES, **fields: Any) -> PlannedRun:
         for trial_id in SECONDS
     )
     costs = [TrialCost(trial_id=name, seconds=each, group=None, score_seconds=4.0) for name, each in SECONDS.items()]
-    plan = Plan(
-        name="x",
-        num_classes=2,
-        num_images={},
-        num_bad_images=0,
-        trials=(),
-        total_epochs=0,
-        total_image_passes=0,
+    plan = empty_plan(
         estimate=estimate_run((), costs, (), machines, config.export, config.prices),
     )
     return PlannedRun(config, Manifest(("a", "b"), (), ()), trials, plan)

@@ -10,7 +10,7 @@ looked up in the libraries that are always there, and in those of extras where n
 from dataclasses import dataclass
 
 from tlray.catalogue.libraries import LIBRARIES, extra_of, is_installed, library
-from tlray.catalogue.listing import architectures, weights_by_name
+from tlray.catalogue.listing import architectures, has_architecture, tags_of
 from tlray.catalogue.preprocessing import Preprocessing
 from tlray.errors import BackboneError, nearest
 
@@ -34,7 +34,7 @@ def resolve_id(name: str) -> str:
     bare = bare if slash else name
     architecture, _, tag = bare.partition(".")
     if slash:  # an unknown library, or one that is not installed, says so
-        homes = [home] if architecture in weights_by_name(home) else []
+        homes = [home] if has_architecture(home, architecture) else []
     else:
         homes = [one for one, names in architectures().items() if architecture in names]
         homes = [one for one in homes if extra_of(one) is None] or homes  # an extra changes what no name means
@@ -68,7 +68,7 @@ def split_id(full_id: str) -> ModelId:
 
 def known_tags(home: str, name: str) -> tuple[str, ...]:
     """Tags of the weights that can be downloaded for an architecture, the library's default first."""
-    return weights_by_name(home).get(name, ())
+    return tags_of(home, name)
 
 
 def default_preprocessing(full_id: str) -> Preprocessing:

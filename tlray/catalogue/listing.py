@@ -27,16 +27,18 @@ def all_models() -> tuple[ModelFacts, ...]:
     return _kept(_path())
 
 
-def weights_by_name(home: str) -> dict[str, tuple[str, ...]]:
-    """Every architecture of an installed library with the tags of its weights, the default first.
-
-    From the file on disk where there is one, which takes no import of the library.
-    """
+def has_architecture(home: str, name: str) -> bool:
+    """Whether a library has it; BackboneError where there is no such library, or where it is not installed."""
     module = library(home)
-    path = _path()
-    if _kept.cache_info().currsize or path.exists():
-        return {facts.name: facts.weights for facts in _kept(path) if facts.library == home}
-    return {name: module.tags(name) for name in module.names()}
+    listed = _listed(_path(), home)
+    return name in (module.names() if listed is None else listed)
+
+
+def tags_of(home: str, name: str) -> tuple[str, ...]:
+    """Weights of an architecture, the library's default first; none of one that the library has not."""
+    module = library(home)
+    listed = _listed(_path(), home)
+    return module.tags(name) if listed is None else listed.get(name, ())
 
 
 def architectures() -> dict[str, frozenset[str]]:
@@ -55,6 +57,14 @@ def facts_of(full_id: str) -> ModelFacts:
     return _entry(home, name, tag or next(iter(library(home).tags(name)), None))
 
 
+@functools.cache
+def _listed(path: Path, home: str) -> dict[str, tuple[str, ...]] | None:
+    """Tags by architecture, from the file on disk, which takes no import of the library; None where there is none."""
+    if not path.exists():
+        return None
+    return {facts.name: facts.weights for facts in _kept(path) if facts.library == home}
+
+
 def _path() -> Path:
     return home_cache.folder("catalogue") / f"facts-{_fingerprint()}.json"
 
@@ -69,6 +79,7 @@ def _kept(path: Path) -> tuple[ModelFacts, ...]:
     return found
 
 
+@functools.cache
 def _fingerprint() -> str:
     digest = hashlib.sha256(json.dumps({home: version(home) for home in LIBRARIES}).encode())
     here = Path(__file__).parent

@@ -106,11 +106,10 @@ def promote(
     elif rollback:
         champions = (bring_back(home_of(target)),)
     else:
-        if into is not None:
-            home_of(into)
-        from tlray.workflows.retrain.by_hand import promote_by_hand  # torch
+        home = home_of(into) if into is not None else None  # before torch is imported
+        from tlray.workflows.retrain.by_hand import promote_by_hand
 
-        champions = (promote_by_hand(target, into),)
+        champions = (promote_by_hand(target, home),)
     if as_json:
         print(json.dumps([champion.model_dump(mode="json") for champion in champions]))
     elif history:

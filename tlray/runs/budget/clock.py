@@ -68,11 +68,6 @@ class Budget:
         return math.isfinite(self._limit)
 
     @property
-    def limit(self) -> float:
-        """Seconds."""
-        return self._limit
-
-    @property
     def pace(self) -> float:
         """What work takes, of what the plan expects."""
         return min(SLOWEST, max(FASTEST, self._taken / self._expected))

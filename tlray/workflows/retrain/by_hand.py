@@ -1,6 +1,6 @@
 """A champion chosen by a person: `tlray promote`.
 
-champion = promote_by_hand("s3://bucket/runs/birds/20260101-120000-ab12", into=None)
+champion = promote_by_hand("s3://bucket/runs/birds/20260101-120000-ab12")
 """
 
 import getpass
@@ -8,18 +8,16 @@ import getpass
 from tlray.errors import InputError
 from tlray.runs.champion import Champion, promote, read_champion
 from tlray.workflows.retrain.candidate import find_candidate
-from tlray.workflows.retrain.home import home_of
 
 
-def promote_by_hand(target: str, into: str | None) -> Champion:
+def promote_by_hand(target: str, into: str | None = None) -> Champion:
     """Make the best export of a run, or a bundle, the champion without a comparison.
 
-    `into`: whose champion, as `home_of` takes it; by default that of the run folder it lies in. InputError for a bundle
-    of no run without it.
+    `into`: whose champion, `<storage>/<name>`; by default that of the run folder it lies in. InputError for a bundle of
+    no run without it.
     """
-    wanted = home_of(into) if into is not None else None
     home, candidate = find_candidate(target)
-    home = wanted or home
+    home = into or home
     if home is None:
         raise InputError(f"{candidate.export} lies in no run folder: say with --into CONFIG whose champion it becomes")
     held = read_champion(home)
